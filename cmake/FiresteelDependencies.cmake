@@ -1,0 +1,16 @@
+# Every library comes from Debian (tools/setup.sh installs them); nothing is downloaded by the build.
+
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(hwy 1.2 REQUIRED)
+find_package(absl REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(Protobuf REQUIRED)
+find_package(gRPC REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(prometheus-cpp REQUIRED)
+find_package(yaml-cpp REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(GTest REQUIRED)
+find_package(benchmark REQUIRED)
+pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
