@@ -1,0 +1,54 @@
+# Firesteel's everyday commands. Everything is built by CMake (CMakePresets.json); this file only
+# puts set-up, build and run in order. `make help` lists the commands.
+
+PRESET ?= release
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Any of: TESTS=REGEX runs the matching tests only.
+TESTS ?=
+
+BUILD := build/$(PRESET)
+SOURCES = $(shell git ls-files '*.h' '*.cc')
+
+.DEFAULT_GOAL := build
+.PHONY: help setup build run test bench lint format clean image
+
+help: ## list these commands
+	@echo "make COMMAND [PRESET=release|debug|asan|tsan] [JOBS=N]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-9s %s\n", $$1, $$2 }'
+
+setup: ## install the Debian packages that are missing
+	@tools/setup.sh
+
+build: setup $(BUILD)/build.ninja ## set up, then build everything of the preset into build/PRESET/bin
+	@cmake --build --preset $(PRESET) -j $(JOBS)
+
+# Ninja calls CMake again by itself when a CMakeLists.txt changes, but not when a preset does.
+$(BUILD)/build.ninja: CMakePresets.json | setup
+	@cmake --preset $(PRESET)
+	@touch $@
+
+run: ## build, serve the bundled model, stream one generation, serve on until Ctrl-C
+	@PRESET=$(PRESET) JOBS=$(JOBS) tools/run.sh
+
+test: build ## build, then run every test (TESTS=REGEX: those that match)
+	@ctest --preset $(PRESET) -j $(JOBS) $(if $(TESTS),-R '$(TESTS)')
+
+bench: build ## build, then run every benchmark program
+	@set -e; for program in $(BUILD)/bin/*_bench; do \
+	  if [ -x "$$program" ]; then echo "== $$program"; "$$program"; fi; done
+
+lint: setup-lint $(BUILD)/build.ninja ## check the format and run clang-tidy over our own sources
+	@tools/lint.sh $(BUILD) $(JOBS)
+
+.PHONY: setup-lint
+setup-lint:
+	@tools/setup.sh --lint
+
+format: setup-lint ## rewrite our own sources in the project's format
+	@clang-format-19 -i $(SOURCES)
+
+clean: ## remove build/ whole
+	rm -rf build
+
+image: ## (not there yet)
+	@echo "make image is not there yet: see Dockerfile" >&2; exit 1
