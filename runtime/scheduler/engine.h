@@ -1,4 +1,5 @@
-// The serving engine of one model: a bounded queue, a scheduler thread and a continuously batched runtime.
+// The serving engine of one model: a bounded queue, a scheduler thread and a continuously batched
+// runtime.
 
 #ifndef FIRESTEEL_RUNTIME_SCHEDULER_ENGINE_H_
 #define FIRESTEEL_RUNTIME_SCHEDULER_ENGINE_H_
@@ -22,12 +23,13 @@
 namespace firesteel {
 
 struct EngineOptions {
-  uint32_t max_batch_size = 32;      // sequences that run at once, ≥ 1
-  uint32_t max_batch_tokens = 256;   // rows of a step: decodes + prefill chunk, ≥ max_batch_size
+  uint32_t max_batch_size = 32;        // sequences that run at once, ≥ 1
+  uint32_t max_batch_tokens = 256;     // rows of a step: decodes + prefill chunk, ≥ max_batch_size
   uint32_t max_queue_requests = 1024;  // waiting requests; one more is refused
   uint32_t max_queue_tokens = 1u << 20;  // prompt tokens of waiting requests; more are refused
-  size_t kv_cache_bytes = 0;         // 0: see DefaultKvCacheBytes
-  absl::Duration target_itl = absl::ZeroDuration();  // zero: no target; else prefill chunks shrink to keep decode steps below it
+  size_t kv_cache_bytes = 0;             // 0: see DefaultKvCacheBytes
+  absl::Duration target_itl = absl::ZeroDuration();  // zero: no target; else prefill chunks shrink
+                                                     // to keep decode steps below it
 };
 
 /// A running engine. Thread-safe. Destruction stops the thread and ends what runs with kCancelled.
@@ -35,16 +37,18 @@ class Engine {
  public:
   using RequestHandle = uint64_t;
 
-  /// `pool` and `observer` outlive the engine. InvalidArgument for options out of bounds (names the option).
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(
-      std::shared_ptr<const ModelWeights> weights, std::shared_ptr<const Tokenizer> tokenizer,
-      ComputeType compute, const EngineOptions& options, WorkerPool* pool,
-      EngineObserver* observer);
+  /// `pool` and `observer` outlive the engine. InvalidArgument for options out of bounds (names the
+  /// option).
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const ModelWeights> weights,
+                                                        std::shared_ptr<const Tokenizer> tokenizer,
+                                                        ComputeType compute,
+                                                        const EngineOptions& options,
+                                                        WorkerPool* pool, EngineObserver* observer);
   virtual ~Engine() = default;
 
   /// Queues a request, or refuses it before any work and never calls the sink:
-  /// InvalidArgument (prompt and limits), ResourceExhausted (queue, tokens, KV), Unavailable (draining).
-  /// A ResourceExhausted that may pass carries the payload kRetryAfterPayload.
+  /// InvalidArgument (prompt and limits), ResourceExhausted (queue, tokens, KV), Unavailable
+  /// (draining). A ResourceExhausted that may pass carries the payload kRetryAfterPayload.
   virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                                std::shared_ptr<GenerationSink> sink) = 0;
 
@@ -53,8 +57,8 @@ class Engine {
 
   /// Refuses new requests from now on; running and queued ones go on.
   virtual void BeginDrain() = 0;
-  /// Waits until nothing runs or waits, or the deadline passes (then cancels what is left and waits for that).
-  /// True if nothing had to be cancelled.
+  /// Waits until nothing runs or waits, or the deadline passes (then cancels what is left and waits
+  /// for that). True if nothing had to be cancelled.
   virtual bool FinishDrain(absl::Time deadline) = 0;
 
   /// False if work waits and no step was completed for `limit`.
@@ -68,7 +72,8 @@ class Engine {
   virtual size_t kv_capacity_tokens() const = 0;
 };
 
-/// Payload type URL on a ResourceExhausted status; the payload is the suggested wait in milliseconds, decimal.
+/// Payload type URL on a ResourceExhausted status; the payload is the suggested wait in
+/// milliseconds, decimal.
 inline constexpr char kRetryAfterPayload[] = "firesteel/retry-after-ms";
 
 }  // namespace firesteel

@@ -1,4 +1,5 @@
-// The runtime's only way to the outside world of metrics and logs: it reports, somebody else counts.
+// The runtime's only way to the outside world of metrics and logs: it reports, somebody else
+// counts.
 
 #ifndef FIRESTEEL_RUNTIME_SCHEDULER_OBSERVER_H_
 #define FIRESTEEL_RUNTIME_SCHEDULER_OBSERVER_H_
@@ -12,7 +13,8 @@
 
 namespace firesteel {
 
-/// Why a request was refused before any work. Names for labels: "queue_full", "queue_tokens", "kv_cache", "draining".
+/// Why a request was refused before any work. Names for labels: "queue_full", "queue_tokens",
+/// "kv_cache", "draining".
 enum class RejectionReason : uint8_t { kQueueFull, kQueueTokens, kKvCache, kDraining };
 inline constexpr size_t kNumRejectionReasons = 4;
 const char* RejectionReasonName(RejectionReason reason);
@@ -24,9 +26,9 @@ const char* StepPhaseName(StepPhase phase);
 
 /// What one layer did for one row (one token at one position) of a step.
 struct RowActivity {
-  uint32_t ffn_active = 0;      // neurons with a > 0; F in a dense model
-  uint32_t attended = 0;        // kept positions, summed over the query heads
-  uint32_t visible = 0;         // n: positions that a head may see
+  uint32_t ffn_active = 0;  // neurons with a > 0; F in a dense model
+  uint32_t attended = 0;    // kept positions, summed over the query heads
+  uint32_t visible = 0;     // n: positions that a head may see
 };
 
 struct LayerActivity {
@@ -38,15 +40,17 @@ struct LayerActivity {
 struct StepReport {
   StepPhase phase = StepPhase::kDecode;
   absl::Duration duration;
-  uint32_t sequences = 0;       // in the batch, prefilling or decoding
+  uint32_t sequences = 0;  // in the batch, prefilling or decoding
   uint32_t prefill_tokens = 0;
   uint32_t decode_tokens = 0;
   uint32_t requests_running = 0;  // after the step
   uint32_t requests_waiting = 0;
-  double kv_usage_ratio = 0;      // after the step: used blocks / all blocks
+  double kv_usage_ratio = 0;  // after the step: used blocks / all blocks
   std::span<const LayerActivity> layers;
-  std::span<const absl::Duration> inter_token_latencies;  // of tokens that are not a request's first
-  std::span<const absl::Duration> times_to_first_token;   // of requests whose first token came in this step
+  std::span<const absl::Duration>
+      inter_token_latencies;  // of tokens that are not a request's first
+  std::span<const absl::Duration>
+      times_to_first_token;  // of requests whose first token came in this step
   double flops_performed = 0;
   double flops_skipped = 0;
   double weight_bytes_read = 0;
@@ -67,7 +71,8 @@ struct EngineGauges {
   double kv_usage_ratio = 0;
 };
 
-/// Methods are called from the engine's thread, except OnRejected (any thread). They must not block.
+/// Methods are called from the engine's thread, except OnRejected (any thread). They must not
+/// block.
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;

@@ -13,7 +13,8 @@
 
 namespace firesteel {
 
-/// How the next token is drawn: temperature, then top_k, top_p, min_p. Values are checked by the caller.
+/// How the next token is drawn: temperature, then top_k, top_p, min_p. Values are checked by the
+/// caller.
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy
   uint32_t top_k = 0;        // 0: off
@@ -47,7 +48,8 @@ inline constexpr size_t kNumFinishReasons = 6;
 /// "length", "eos", "stop", "cancelled", "deadline_exceeded", "error".
 const char* FinishReasonName(FinishReason reason);
 
-/// What one step added to a sequence. The text never splits a code point and may lag behind the tokens.
+/// What one step added to a sequence. The text never splits a code point and may lag behind the
+/// tokens.
 struct TokenDelta {
   std::string text;
   std::vector<int32_t> token_ids;
@@ -70,23 +72,23 @@ struct Timings {
 
 /// Means over all layers and over the positions that the request computed.
 struct Sparsity {
-  double ffn_active_fraction = 0;             // of F neurons
-  double attention_attended_positions = 0;    // a head
-  double attention_attended_fraction = 0;     // of the visible positions
-  double flops_skipped_fraction = 0;          // of the same model's FLOPs with nothing skipped
+  double ffn_active_fraction = 0;           // of F neurons
+  double attention_attended_positions = 0;  // a head
+  double attention_attended_fraction = 0;   // of the visible positions
+  double flops_skipped_fraction = 0;        // of the same model's FLOPs with nothing skipped
 };
 
 struct GenerationResult {
   FinishReason reason = FinishReason::kError;
-  std::string stop_match;   // the stop string or the text of the stop token, where reason is kStop
-  absl::Status status;      // the error, where reason is kError
+  std::string stop_match;  // the stop string or the text of the stop token, where reason is kStop
+  absl::Status status;     // the error, where reason is kError
   Usage usage;
   Timings timings;
   Sparsity sparsity;
 };
 
-/// Receives one request's output. Called from the engine's thread, in order, OnFinish exactly once and last.
-/// Implementations must not block and must not call back into the engine.
+/// Receives one request's output. Called from the engine's thread, in order, OnFinish exactly once
+/// and last. Implementations must not block and must not call back into the engine.
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;

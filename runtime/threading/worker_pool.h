@@ -1,5 +1,5 @@
-// The process's only compute threads: a fixed team that runs one job at a time, each member the same code
-// on its own share.
+// The process's only compute threads: a fixed team that runs one job at a time, each member the
+// same code on its own share.
 
 #ifndef FIRESTEEL_RUNTIME_THREADING_WORKER_POOL_H_
 #define FIRESTEEL_RUNTIME_THREADING_WORKER_POOL_H_
@@ -30,12 +30,12 @@ class Worker {
   size_t index() const { return index_; }  // 0 … team size − 1; 0 is the thread that called Run
   size_t team_size() const;
 
-  /// Waits until every member has called Barrier as often as this one. What was written before it is
-  /// visible to all after it. Spins for a bounded time, then sleeps.
+  /// Waits until every member has called Barrier as often as this one. What was written before it
+  /// is visible to all after it. Spins for a bounded time, then sleeps.
   void Barrier();
 
-  /// This member's contiguous share of [0, n), cut at multiples of `grain`. The shares of all members
-  /// are disjoint and cover [0, n).
+  /// This member's contiguous share of [0, n), cut at multiples of `grain`. The shares of all
+  /// members are disjoint and cover [0, n).
   IndexRange Share(size_t n, size_t grain = 1) const;
 
  private:
@@ -59,8 +59,8 @@ class WorkerPool {
 
   size_t num_threads() const { return num_threads_; }
 
-  /// Runs `job` on every member of the team and returns when all are done. The job must not throw and must
-  /// not call Run.
+  /// Runs `job` on every member of the team and returns when all are done. The job must not throw
+  /// and must not call Run.
   void Run(const Job& job) ABSL_LOCKS_EXCLUDED(run_mutex_);
 
  private:
@@ -69,6 +69,7 @@ class WorkerPool {
   void ArriveAndWait();
 
   const size_t num_threads_;
+  const int spins_;        // before a waiting member sleeps
   absl::Mutex run_mutex_;  // one job at a time
 
   // Self-synchronised. A job is published by raising job_epoch_; the closing barrier hands it back.
