@@ -9,10 +9,10 @@ namespace firesteel::kernels {
 
 /// y[t, n] = Σ_k x[t, k] · w[n, k] for every token t and for n in [row_begin, row_end).
 ///
-/// x [tokens, K] in f32 or bf16, w [N, K] in f32 or bf16, y [tokens, N] in f32; bf16 x needs bf16 w.
-/// Accumulates in f32. The bits of y[t, n] depend on x[t, :], w[n, :] and the SIMD target only: neither
-/// the number of tokens nor the row range nor alignment changes the order of the sum. Thread-safe for
-/// disjoint row ranges of one y.
+/// x [tokens, K] in f32 or bf16, w [N, K] in f32 or bf16, y [tokens, N] in f32; bf16 x needs bf16
+/// w. Accumulates in f32. The bits of y[t, n] depend on x[t, :], w[n, :] and the SIMD target only:
+/// neither the number of tokens nor the row range nor alignment changes the order of the sum.
+/// Thread-safe for disjoint row ranges of one y.
 void MatMul(const TypedView& x, const TypedView& w, size_t row_begin, size_t row_end,
             const MatView& y);
 

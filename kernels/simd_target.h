@@ -14,8 +14,8 @@ std::string SimdTargetName();
 /// Names of the targets that this CPU and this build have, best first.
 std::vector<std::string> AvailableSimdTargets();
 
-/// Restricts the kernels to one available target; false if `name` is not available. Call it before any
-/// kernel runs (environment variable FIRESTEEL_SIMD_TARGET of the programs). Not thread-safe.
+/// Restricts the kernels to one available target; false if `name` is not available. Call it before
+/// any kernel runs (environment variable FIRESTEEL_SIMD_TARGET of the programs). Not thread-safe.
 bool ForceSimdTarget(const std::string& name);
 
 }  // namespace firesteel::kernels

@@ -1,5 +1,6 @@
-// The two sparse products of the Spark FFN (arXiv 2506.06644, section 4): only the rows of active neurons
-// are read. Both weights are stored [neurons, features], so that what belongs to a neuron is contiguous.
+// The two sparse products of the Spark FFN (arXiv 2506.06644, section 4): only the rows of active
+// neurons are read. Both weights are stored [neurons, features], so that what belongs to a neuron
+// is contiguous.
 
 #ifndef FIRESTEEL_KERNELS_SPARSE_FFN_H_
 #define FIRESTEEL_KERNELS_SPARSE_FFN_H_
@@ -13,16 +14,16 @@ namespace firesteel::kernels {
 
 /// Vector-masked matvec: out[j] = Σ_k x[k] · w[active[j], k] for j in [begin, end).
 ///
-/// x [1, K] f32 or bf16; w [F, K] (up_proj); active: indices < F, rising. Each out[j] has the bits that
-/// MatMul gives for that row. Thread-safe for disjoint ranges.
+/// x [1, K] f32 or bf16; w [F, K] (up_proj); active: indices < F, rising. Each out[j] has the bits
+/// that MatMul gives for that row. Thread-safe for disjoint ranges.
 void MaskedMatVec(const TypedView& x, const TypedView& w, const uint32_t* active, size_t begin,
                   size_t end, float* out);
 
-/// Sparse vector × matrix: y[c] = Σ_j coefficients[j] · w[active[j], c] for c in [col_begin, col_end),
-/// summed in the order of j (no active neuron gives 0).
+/// Sparse vector × matrix: y[c] = Σ_j coefficients[j] · w[active[j], c] for c in [col_begin,
+/// col_end), summed in the order of j (no active neuron gives 0).
 ///
-/// w [F, D] is down_proj transposed; y [D]. The bits of y[c] do not depend on the column range. Thread-safe
-/// for disjoint ranges.
+/// w [F, D] is down_proj transposed; y [D]. The bits of y[c] do not depend on the column range.
+/// Thread-safe for disjoint ranges.
 void SparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,
                   const TypedView& w, size_t col_begin, size_t col_end, float* y);
 

@@ -12,9 +12,9 @@ namespace firesteel::kernels {
 /// Quantile of the standard normal, 0 < p < 1 (NaN outside), to about 1e-15.
 double NormalQuantile(double p);
 
-/// θ of n ≥ 2 scores for a precomputed quantile = NormalQuantile(1 − k/n): mean + std · quantile, std with
-/// divisor n − 1. Moments are accumulated in double about scores[0], so that equal scores give a std of
-/// exactly 0. NaN if a score is not finite.
+/// θ of n ≥ 2 scores for a precomputed quantile = NormalQuantile(1 − k/n): mean + std · quantile,
+/// std with divisor n − 1. Moments are accumulated in double about scores[0], so that equal scores
+/// give a std of exactly 0. NaN if a score is not finite.
 double StatisticalThreshold(const float* scores, size_t n, double quantile);
 
 /// Writes the indices i of scores[i] > theta (strictly, compared as reals) in rising order, and

@@ -1,7 +1,7 @@
 // Views of matrices in memory that somebody else owns, and the two element types of weights.
 //
-// A view is a pointer and its shape: copy it freely, it never frees anything, and it is valid only as
-// long as the memory behind it. No SIMD header is included from here, so that every layer may.
+// A view is a pointer and its shape: copy it freely, it never frees anything, and it is valid only
+// as long as the memory behind it. No SIMD header is included from here, so that every layer may.
 
 #ifndef FIRESTEEL_KERNELS_TENSOR_H_
 #define FIRESTEEL_KERNELS_TENSOR_H_
@@ -12,7 +12,8 @@
 
 namespace firesteel::kernels {
 
-/// Rows that the kernels read are padded and aligned to this, in bytes: one cache line, one AVX-512 vector.
+/// Rows that the kernels read are padded and aligned to this, in bytes: one cache line, one AVX-512
+/// vector.
 inline constexpr size_t kAlignment = 64;
 
 /// A bfloat16: the upper half of an IEEE float32.
@@ -33,8 +34,8 @@ enum class DType : uint8_t { kF32, kBF16 };
 
 constexpr size_t SizeOf(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
-/// A read-only matrix [rows, cols] of either element type, `stride` elements from one row to the next.
-/// Weights are stored [out, in]; activations [tokens, features].
+/// A read-only matrix [rows, cols] of either element type, `stride` elements from one row to the
+/// next. Weights are stored [out, in]; activations [tokens, features].
 struct TypedView {
   const void* data = nullptr;
   DType dtype = DType::kF32;

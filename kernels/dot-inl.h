@@ -1,0 +1,285 @@
+// Tiles of dot products, shared by every kernel that multiplies rows.
+//
+// One rule makes results independent of how work is cut: a dot product has one f32 vector
+// accumulator, lane i of which adds up the elements i, i + N, i + 2N, … in rising order (N lanes;
+// pairs of elements where the CPU has a bf16 dot product), the ragged end is filled with zeros, and
+// the lanes are added by one fixed tree. A tile of several tokens and rows only puts independent
+// sums side by side, so as to hide the latency of the multiply-add (4 cycles, two a cycle) and to
+// use each loaded vector several times.
+
+// Included once per target, hence the toggle instead of a plain guard.
+#if defined(FIRESTEEL_KERNELS_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FIRESTEEL_KERNELS_DOT_INL_H_
+#undef FIRESTEEL_KERNELS_DOT_INL_H_
+#else
+#define FIRESTEEL_KERNELS_DOT_INL_H_
+#endif
+
+#include <cstddef>
+
+#include "hwy/highway.h"
+#include "kernels/tensor.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace firesteel::kernels {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// At most 16 lanes, so that buffers of partial sums have a known size on scalable vectors too.
+using DotTag = hn::CappedTag<float, 16>;
+
+// Tokens × rows of the largest tile: accumulators + rows + one token must fit the registers.
+inline constexpr size_t kTileTokens = 4;
+#if HWY_ARCH_ARM_A64 || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
+inline constexpr size_t kTileRows = 4;  // 32 registers
+#elif HWY_NATIVE_FMA
+inline constexpr size_t kTileRows = 3;  // 16 registers
+#else
+inline constexpr size_t kTileRows = 2;  // 16 registers, of which a product needs one more
+#endif
+
+template <class DF>
+HWY_INLINE hn::Vec<DF> LoadF32(DF df, const float* p) {
+  return hn::LoadU(df, p);
+}
+template <class DF>
+HWY_INLINE hn::Vec<DF> LoadF32(DF df, const BF16* p) {
+  const hn::Rebind<hwy::bfloat16_t, DF> dbf;
+  return hn::PromoteTo(df, hn::LoadU(dbf, reinterpret_cast<const hwy::bfloat16_t*>(p)));
+}
+
+// The first n < Lanes(df) elements, zeros behind them; reads nothing past them.
+template <class DF>
+HWY_INLINE hn::Vec<DF> LoadF32N(DF df, const float* p, size_t n) {
+  return hn::LoadN(df, p, n);
+}
+template <class DF>
+HWY_INLINE hn::Vec<DF> LoadF32N(DF df, const BF16* p, size_t n) {
+  const hn::Rebind<hwy::bfloat16_t, DF> dbf;
+  return hn::PromoteTo(df, hn::LoadN(dbf, reinterpret_cast<const hwy::bfloat16_t*>(p), n));
+}
+
+// One step of a dot product: elements promoted exactly to f32.
+struct PromotedStep {
+  template <class DF>
+  static HWY_INLINE size_t Elements(DF df) {
+    return hn::Lanes(df);
+  }
+  template <class DF, typename T>
+  static HWY_INLINE hn::Vec<DF> Load(DF df, const T* p) {
+    return LoadF32(df, p);
+  }
+  template <class DF, typename T>
+  static HWY_INLINE hn::Vec<DF> LoadPart(DF df, const T* p, size_t n) {
+    return LoadF32N(df, p, n);
+  }
+  template <class DF, class V>
+  static HWY_INLINE V Add(DF, V a, V b, V sum) {
+    return hn::MulAdd(a, b, sum);
+  }
+};
+
+#if HWY_NATIVE_DOT_BF16 && !HWY_HAVE_SCALABLE
+// One step of a dot product of bf16 with bf16 by the CPU's own instruction: two products a lane.
+struct PairStep {
+  template <class DF>
+  using Tag = hn::Repartition<hwy::bfloat16_t, DF>;
+
+  template <class DF>
+  static HWY_INLINE size_t Elements(DF df) {
+    return 2 * hn::Lanes(df);
+  }
+  template <class DF>
+  static HWY_INLINE hn::Vec<Tag<DF>> Load(DF, const BF16* p) {
+    return hn::LoadU(Tag<DF>(), reinterpret_cast<const hwy::bfloat16_t*>(p));
+  }
+  template <class DF>
+  static HWY_INLINE hn::Vec<Tag<DF>> LoadPart(DF, const BF16* p, size_t n) {
+    return hn::LoadN(Tag<DF>(), reinterpret_cast<const hwy::bfloat16_t*>(p), n);
+  }
+  template <class DF, class VBF, class V>
+  static HWY_INLINE V Add(DF df, VBF a, VBF b, V sum) {
+    V unused = hn::Zero(df);
+    return hn::ReorderWidenMulAccumulate(df, a, b, sum, unused);
+  }
+};
+using BF16Step = PairStep;
+#else
+using BF16Step = PromotedStep;
+#endif
+
+// The sum of each of four vectors, in the four lanes of the result. The tree is the same for each
+// of them: (l0 + l2) + (l1 + l3) within every 128 bits, then halves onto each other. Costs 8
+// shuffles for four sums of 16 lanes, where four separate reductions cost 16.
+template <class DF, class V>
+HWY_INLINE auto FoldTo128(DF /*df*/, V v) {
+  if constexpr (HWY_MAX_LANES_D(DF) <= 4) {
+    return v;
+  } else {
+    const hn::Half<DF> half;
+    return FoldTo128(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+}
+
+#if HWY_HAVE_SCALABLE
+template <class DF, class V>
+HWY_INLINE void StoreSums(DF df, V a, V b, V c, V d, size_t count, float* HWY_RESTRICT out) {
+  out[0] = hn::ReduceSum(df, a);
+  if (count > 1) out[1] = hn::ReduceSum(df, b);
+  if (count > 2) out[2] = hn::ReduceSum(df, c);
+  if (count > 3) out[3] = hn::ReduceSum(df, d);
+}
+#else
+template <class DF, class V>
+HWY_INLINE void StoreSums(DF df, V a, V b, V c, V d, size_t count, float* HWY_RESTRICT out) {
+  const hn::Repartition<double, DF> dd;
+  // Each 128 bits: a0 b0 a1 b1 + a2 b2 a3 b3.
+  const V ab = hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
+  const V cd = hn::Add(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d));
+  const auto ab2 = hn::BitCast(dd, ab);
+  const auto cd2 = hn::BitCast(dd, cd);
+  const V abcd = hn::Add(hn::BitCast(df, hn::InterleaveLower(dd, ab2, cd2)),
+                         hn::BitCast(df, hn::InterleaveUpper(dd, ab2, cd2)));
+  const hn::FixedTag<float, 4> d4;
+  const auto sums = FoldTo128(df, abcd);
+  if (count == 4) {
+    hn::StoreU(sums, d4, out);
+  } else {
+    hn::StoreN(sums, d4, out, count);
+  }
+}
+#endif
+
+// Four accumulators of one token, in the registers' names: vectors of SVE cannot be array elements.
+template <size_t kRows, class Step, class DF, class V, class VA>
+HWY_INLINE void AddToken(DF df, VA a, VA b0, VA b1, VA b2, VA b3, V& c0, V& c1, V& c2, V& c3) {
+  c0 = Step::Add(df, a, b0, c0);
+  if constexpr (kRows > 1) c1 = Step::Add(df, a, b1, c1);
+  if constexpr (kRows > 2) c2 = Step::Add(df, a, b2, c2);
+  if constexpr (kRows > 3) c3 = Step::Add(df, a, b3, c3);
+}
+
+template <size_t kRows, class DF, class V>
+HWY_INLINE void LoadPartials(DF df, const float* p, V& c0, V& c1, V& c2, V& c3) {
+  const size_t n = hn::Lanes(df);
+  c0 = hn::Load(df, p);
+  if constexpr (kRows > 1) c1 = hn::Load(df, p + n);
+  if constexpr (kRows > 2) c2 = hn::Load(df, p + 2 * n);
+  if constexpr (kRows > 3) c3 = hn::Load(df, p + 3 * n);
+}
+
+template <size_t kRows, class DF, class V>
+HWY_INLINE void StorePartials(DF df, V c0, V c1, V c2, V c3, float* p) {
+  const size_t n = hn::Lanes(df);
+  hn::Store(c0, df, p);
+  if constexpr (kRows > 1) hn::Store(c1, df, p + n);
+  if constexpr (kRows > 2) hn::Store(c2, df, p + 2 * n);
+  if constexpr (kRows > 3) hn::Store(c3, df, p + 3 * n);
+}
+
+// Which part of the sum over k a tile computes, where k is cut into blocks that fit the L1 cache.
+// Sums that are not complete wait in `partial` as whole vectors, so that cutting k changes no bit.
+struct TilePart {
+  bool first = true;
+  bool last = true;
+  float* partial =
+      nullptr;  // [tokens of the tile, row_stride rows, lanes]; unused if first and last
+  size_t partial_stride = 0;  // floats from one token to the next
+};
+
+// y[t · y_stride + r] = Σ_k x[t · x_stride + k] · w_r[k] for kTokens × kRows sums. Every k but that
+// of the last part is a multiple of Step::Elements.
+template <size_t kTokens, size_t kRows, class Step, typename TX, typename TW>
+HWY_INLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const TW* HWY_RESTRICT w0,
+                        const TW* HWY_RESTRICT w1, const TW* HWY_RESTRICT w2,
+                        const TW* HWY_RESTRICT w3, size_t k, const TilePart& part,
+                        float* HWY_RESTRICT y, size_t y_stride) {
+  static_assert(kTokens <= 4 && kRows <= 4);
+  const DotTag df;
+  using V = hn::Vec<DotTag>;
+  const TX* HWY_RESTRICT x1 = x + x_stride;
+  const TX* HWY_RESTRICT x2 = x1 + x_stride;
+  const TX* HWY_RESTRICT x3 = x2 + x_stride;
+
+  V c00 = hn::Zero(df), c01 = c00, c02 = c00, c03 = c00;
+  V c10 = c00, c11 = c00, c12 = c00, c13 = c00;
+  V c20 = c00, c21 = c00, c22 = c00, c23 = c00;
+  V c30 = c00, c31 = c00, c32 = c00, c33 = c00;
+  if (!part.first) {
+    const float* p = part.partial;
+    LoadPartials<kRows>(df, p, c00, c01, c02, c03);
+    if constexpr (kTokens > 1)
+      LoadPartials<kRows>(df, p += part.partial_stride, c10, c11, c12, c13);
+    if constexpr (kTokens > 2)
+      LoadPartials<kRows>(df, p += part.partial_stride, c20, c21, c22, c23);
+    if constexpr (kTokens > 3)
+      LoadPartials<kRows>(df, p += part.partial_stride, c30, c31, c32, c33);
+  }
+
+  const size_t step = Step::Elements(df);
+  size_t i = 0;
+  for (; i + step <= k; i += step) {
+    const auto b0 = Step::Load(df, w0 + i);
+    auto b1 = b0, b2 = b0, b3 = b0;
+    if constexpr (kRows > 1) b1 = Step::Load(df, w1 + i);
+    if constexpr (kRows > 2) b2 = Step::Load(df, w2 + i);
+    if constexpr (kRows > 3) b3 = Step::Load(df, w3 + i);
+    AddToken<kRows, Step>(df, Step::Load(df, x + i), b0, b1, b2, b3, c00, c01, c02, c03);
+    if constexpr (kTokens > 1)
+      AddToken<kRows, Step>(df, Step::Load(df, x1 + i), b0, b1, b2, b3, c10, c11, c12, c13);
+    if constexpr (kTokens > 2)
+      AddToken<kRows, Step>(df, Step::Load(df, x2 + i), b0, b1, b2, b3, c20, c21, c22, c23);
+    if constexpr (kTokens > 3)
+      AddToken<kRows, Step>(df, Step::Load(df, x3 + i), b0, b1, b2, b3, c30, c31, c32, c33);
+  }
+  if (const size_t n = k - i; n != 0) {
+    const auto b0 = Step::LoadPart(df, w0 + i, n);
+    auto b1 = b0, b2 = b0, b3 = b0;
+    if constexpr (kRows > 1) b1 = Step::LoadPart(df, w1 + i, n);
+    if constexpr (kRows > 2) b2 = Step::LoadPart(df, w2 + i, n);
+    if constexpr (kRows > 3) b3 = Step::LoadPart(df, w3 + i, n);
+    AddToken<kRows, Step>(df, Step::LoadPart(df, x + i, n), b0, b1, b2, b3, c00, c01, c02, c03);
+    if constexpr (kTokens > 1)
+      AddToken<kRows, Step>(df, Step::LoadPart(df, x1 + i, n), b0, b1, b2, b3, c10, c11, c12, c13);
+    if constexpr (kTokens > 2)
+      AddToken<kRows, Step>(df, Step::LoadPart(df, x2 + i, n), b0, b1, b2, b3, c20, c21, c22, c23);
+    if constexpr (kTokens > 3)
+      AddToken<kRows, Step>(df, Step::LoadPart(df, x3 + i, n), b0, b1, b2, b3, c30, c31, c32, c33);
+  }
+
+  if (part.last) {
+    StoreSums(df, c00, c01, c02, c03, kRows, y);
+    if constexpr (kTokens > 1) StoreSums(df, c10, c11, c12, c13, kRows, y += y_stride);
+    if constexpr (kTokens > 2) StoreSums(df, c20, c21, c22, c23, kRows, y += y_stride);
+    if constexpr (kTokens > 3) StoreSums(df, c30, c31, c32, c33, kRows, y += y_stride);
+  } else {
+    float* p = part.partial;
+    StorePartials<kRows>(df, c00, c01, c02, c03, p);
+    if constexpr (kTokens > 1)
+      StorePartials<kRows>(df, c10, c11, c12, c13, p += part.partial_stride);
+    if constexpr (kTokens > 2)
+      StorePartials<kRows>(df, c20, c21, c22, c23, p += part.partial_stride);
+    if constexpr (kTokens > 3)
+      StorePartials<kRows>(df, c30, c31, c32, c33, p += part.partial_stride);
+  }
+}
+
+// out[j] = x · row(j) for j in [0, num), where row(j) is a pointer to k elements: one token, four
+// rows at a time, as a row's latency is hidden by its neighbours.
+template <class Step, typename TX, class RowFn>
+HWY_INLINE void DotRows(const TX* x, size_t k, size_t num, const RowFn& row, float* out) {
+  const TilePart whole;
+  size_t j = 0;
+  for (; j + 4 <= num; j += 4) {
+    DotTile<1, 4, Step>(x, 0, row(j), row(j + 1), row(j + 2), row(j + 3), k, whole, out + j, 0);
+  }
+  for (; j < num; ++j) {
+    DotTile<1, 1, Step>(x, 0, row(j), row(j), row(j), row(j), k, whole, out + j, 0);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace firesteel::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // FIRESTEEL_KERNELS_DOT_INL_H_
