@@ -28,7 +28,7 @@ struct ModelConfig {
   size_t num_kv_heads = 0;  // G
   size_t head_dim = 0;      // A
   size_t sliding_window = 0;
-  size_t max_position_embeddings = 0;  // the context: positions a sequence may have
+  size_t max_position_embeddings = 0;      // the context: positions a sequence may have
   std::vector<AttentionKind> layer_types;  // [num_layers]
   double query_pre_attn_scalar = 0;
   double rope_theta = 10000.0;
@@ -56,7 +56,8 @@ struct GenerationDefaults {
   float min_p = 0.0f;
 };
 
-/// Parses and checks the text of a config.json. InvalidArgument names the key, its value and the limit.
+/// Parses and checks the text of a config.json. InvalidArgument names the key, its value and the
+/// limit.
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json_text);
 
 /// Reads FOLDER/config.json. NotFound where there is none.

@@ -14,11 +14,12 @@
 
 namespace firesteel {
 
-/// How weights are held: kAuto keeps bf16 as bf16 and everything else as f32; kBF16 rounds all to bf16.
+/// How weights are held: kAuto keeps bf16 as bf16 and everything else as f32; kBF16 rounds all to
+/// bf16.
 enum class WeightFormat : uint8_t { kAuto, kBF16, kF32 };
 
-/// An owned matrix [rows, cols] of weights; rows are 64-byte aligned and zero-padded to a multiple of 64
-/// bytes. Movable, not copyable. Read-only once built, so safe to share between threads.
+/// An owned matrix [rows, cols] of weights; rows are 64-byte aligned and zero-padded to a multiple
+/// of 64 bytes. Movable, not copyable. Read-only once built, so safe to share between threads.
 class Matrix {
  public:
   Matrix() = default;
@@ -43,17 +44,19 @@ class Matrix {
   kernels::DType dtype_ = kernels::DType::kF32;
 };
 
-/// One layer. d hidden_size, F intermediate_size, H heads, G key/value heads, A head_dim, r predictor dim.
+/// One layer. d hidden_size, F intermediate_size, H heads, G key/value heads, A head_dim, r
+/// predictor dim.
 struct LayerWeights {
   std::vector<float> input_norm;             // [d]
   std::vector<float> post_attention_norm;    // [d]
   std::vector<float> pre_feedforward_norm;   // [d]
   std::vector<float> post_feedforward_norm;  // [d]
-  Matrix qkv_proj;  // [(H + 2G)·A, d]: the rows of q_proj, then k_proj, then v_proj
-  Matrix o_proj;    // [d, H·A]
+  Matrix qkv_proj;   // [(H + 2G)·A, d]: the rows of q_proj, then k_proj, then v_proj
+  Matrix o_proj;     // [d, H·A]
   Matrix gate_proj;  // Spark [F, r]; dense [F, d]
   Matrix up_proj;    // Spark [F, d − r]; dense [F, d]
-  Matrix down_proj;  // Spark [F, d], transposed: an active neuron's weights are one row; dense [d, F]
+  Matrix
+      down_proj;  // Spark [F, d], transposed: an active neuron's weights are one row; dense [d, F]
 };
 
 /// A whole model. Immutable after loading; share it by std::shared_ptr<const ModelWeights>.
@@ -68,8 +71,9 @@ struct ModelWeights {
   size_t bytes() const;
 };
 
-/// Loads a checkpoint folder (config.json, model.safetensors or shards with their index). Every tensor's name,
-/// dtype, shape and bounds are checked, and every value must be finite. Errors name the file and the tensor.
+/// Loads a checkpoint folder (config.json, model.safetensors or shards with their index). Every
+/// tensor's name, dtype, shape and bounds are checked, and every value must be finite. Errors name
+/// the file and the tensor.
 absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadWeights(const std::string& folder,
                                                                 WeightFormat format);
 

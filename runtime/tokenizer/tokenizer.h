@@ -16,7 +16,8 @@ namespace firesteel {
 /// A vocabulary read from a tokenizer.model file. Immutable, hence thread-safe.
 class Tokenizer {
  public:
-  /// Loads FOLDER/tokenizer.model. Its number of pieces must be ≤ vocab_size, and bos_token_id in range.
+  /// Loads FOLDER/tokenizer.model. Its number of pieces must be ≤ vocab_size, and bos_token_id in
+  /// range.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& folder,
                                                                size_t vocab_size,
                                                                int32_t bos_token_id);
@@ -25,8 +26,8 @@ class Tokenizer {
   /// A prompt: bos, then the pieces of `text`.
   virtual absl::StatusOr<std::vector<int32_t>> EncodePrompt(absl::string_view text) const = 0;
 
-  /// The bytes that one token adds to a text: " once" for "▁once", one byte for a byte piece, nothing for
-  /// a control token or an id past the vocabulary.
+  /// The bytes that one token adds to a text: " once" for "▁once", one byte for a byte piece,
+  /// nothing for a control token or an id past the vocabulary.
   virtual const std::string& TokenBytes(int32_t token_id) const = 0;
 };
 
