@@ -1,0 +1,337 @@
+// The commands against a server in this process that answers by script.
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "firesteel/v1/generation_service.grpc.pb.h"
+#include "firesteel/v1/model_service.grpc.pb.h"
+#include "gmock/gmock.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+#include "gtest/gtest.h"
+#include "tools/client/generate.h"
+#include "tools/client/health.h"
+#include "tools/client/info.h"
+#include "tools/client/interrupt.h"
+
+namespace firesteel::client {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// Streams "Once ", "upon" and a closing message. With the prompt "bad" it fails with a field
+// violation, with "wait" it streams one piece and then waits until it is cancelled.
+class FakeGeneration final : public v1::GenerationService::Service {
+ public:
+  grpc::Status Generate(grpc::ServerContext*, const v1::GenerateRequest* request,
+                        v1::GenerateResponse* response) override {
+    last_request = *request;
+    v1::Sequence& sequence = *response->add_sequences();
+    sequence.set_text("Once upon");
+    sequence.set_finish_reason(v1::FINISH_REASON_LENGTH);
+    response->mutable_usage()->set_generated_tokens(2);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status GenerateStream(grpc::ServerContext* context, const v1::GenerateRequest* request,
+                              grpc::ServerWriter<v1::GenerateStreamResponse>* writer) override {
+    last_request = *request;
+    const auto& metadata = context->client_metadata();
+    if (const auto id = metadata.find("x-request-id"); id != metadata.end()) {
+      last_request_id.assign(id->second.data(), id->second.size());
+      context->AddTrailingMetadata("x-request-id", last_request_id);
+    }
+    if (request->prompt() == "bad") return BadRequest();
+    v1::GenerateStreamResponse message;
+    message.mutable_sequence()->set_text("Once ");
+    message.mutable_sequence()->add_token_ids(11);
+    writer->Write(message);
+    if (request->prompt() == "wait") {
+      waiting.Notify();
+      while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+      saw_cancel.Notify();
+      return grpc::Status::CANCELLED;
+    }
+    message.mutable_sequence()->set_text("upon");
+    message.mutable_sequence()->set_token_ids(0, 12);
+    writer->Write(message);
+    message.Clear();
+    message.mutable_sequence()->set_finish_reason(v1::FINISH_REASON_EOS);
+    message.mutable_usage()->set_prompt_tokens(3);
+    message.mutable_usage()->set_generated_tokens(2);
+    writer->Write(message);
+    return grpc::Status::OK;
+  }
+
+  v1::GenerateRequest last_request;
+  std::string last_request_id;
+  absl::Notification waiting;
+  absl::Notification saw_cancel;
+
+ private:
+  static grpc::Status BadRequest() {
+    google::rpc::BadRequest bad_request;
+    bad_request.add_field_violations()->set_field("max_tokens");
+    bad_request.mutable_field_violations(0)->set_description("is 0, at least 1");
+    google::rpc::Status details;
+    details.add_details()->PackFrom(bad_request);
+    return {grpc::StatusCode::INVALID_ARGUMENT, "1 field is wrong", details.SerializeAsString()};
+  }
+};
+
+class FakeModels final : public v1::ModelService::Service {
+ public:
+  grpc::Status ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
+                          v1::ListModelsResponse* response) override {
+    response->add_models()->set_name("first");
+    response->add_models()->set_name("second");
+    return grpc::Status::OK;
+  }
+
+  grpc::Status GetModel(grpc::ServerContext*, const v1::GetModelRequest* request,
+                        v1::GetModelResponse* response) override {
+    if (request->model() != "second") return {grpc::StatusCode::NOT_FOUND, "no such model"};
+    response->mutable_model()->set_name("second");
+    return grpc::Status::OK;
+  }
+
+  grpc::Status GetServerInfo(grpc::ServerContext*, const v1::GetServerInfoRequest*,
+                             v1::GetServerInfoResponse* response) override {
+    response->set_version("9.9");
+    return grpc::Status::OK;
+  }
+};
+
+class CommandsTest : public ::testing::Test {
+ protected:
+  CommandsTest() {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&generation_);
+    builder.RegisterService(&models_);
+    server_ = builder.BuildAndStart();
+    address_ = absl::StrCat("127.0.0.1:", port);
+  }
+
+  ~CommandsTest() override { server_->Shutdown(); }
+
+  // Runs the program's command line, without the program's name and with --address.
+  int Run(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin() + 1, {"--address", address_});
+    std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants a vector
+    Console console{in_, out_, err_};
+    int exit_status = -1;
+    CLI::App app;
+    app.require_subcommand(1);
+    AddGenerateCommand(app, console, &interrupt_, exit_status);
+    AddInfoCommand(app, console, &interrupt_, exit_status);
+    AddHealthCommand(app, console, &interrupt_, exit_status);
+    try {
+      app.parse(arguments);
+    } catch (const CLI::ParseError& error) {
+      err_ << error.what();
+      return kUsage;
+    }
+    return exit_status;
+  }
+
+  Interrupt interrupt_;  // first: all threads must inherit its signal mask
+  FakeGeneration generation_;
+  FakeModels models_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+  std::istringstream in_;
+  std::ostringstream out_, err_;
+};
+
+TEST_F(CommandsTest, GenerateStreamsTextAndSummary) {
+  EXPECT_EQ(Run({"generate", "a prompt"}), kSucceeded);
+  EXPECT_EQ(out_.str(), "Once upon\n");
+  EXPECT_THAT(err_.str(), StartsWith("[3 prompt + 2 generated tokens"));
+  EXPECT_THAT(err_.str(), HasSubstr("finish eos]\n"));
+  EXPECT_EQ(generation_.last_request.prompt(), "a prompt");
+  EXPECT_FALSE(generation_.last_request.has_max_tokens());
+  EXPECT_FALSE(generation_.last_request.sampling().has_temperature());
+}
+
+TEST_F(CommandsTest, GenerateSendsEveryOption) {
+  EXPECT_EQ(Run({"generate",
+                 "--model",
+                 "m",
+                 "--max-tokens",
+                 "7",
+                 "--temperature",
+                 "0",
+                 "--top-k",
+                 "0",
+                 "--top-p",
+                 "0.5",
+                 "--min-p",
+                 "0.25",
+                 "--seed",
+                 "18446744073709551615",
+                 "--stop",
+                 "one",
+                 "--stop",
+                 "two",
+                 "--ignore-eos",
+                 "--request-id",
+                 "abc",
+                 "--deadline",
+                 "30s",
+                 "text"}),
+            kSucceeded)
+      << err_.str();
+  const v1::GenerateRequest& request = generation_.last_request;
+  EXPECT_EQ(request.model(), "m");
+  EXPECT_EQ(request.prompt(), "text");
+  EXPECT_EQ(request.max_tokens(), 7u);
+  EXPECT_TRUE(request.sampling().has_temperature());  // 0 is a value, not an absence
+  EXPECT_EQ(request.sampling().temperature(), 0.0f);
+  EXPECT_TRUE(request.sampling().has_top_k());
+  EXPECT_EQ(request.sampling().top_p(), 0.5f);
+  EXPECT_EQ(request.sampling().min_p(), 0.25f);
+  EXPECT_EQ(request.sampling().seed(), 18446744073709551615u);
+  EXPECT_THAT(request.stopping().stop(), ElementsAre("one", "two"));
+  EXPECT_TRUE(request.stopping().ignore_eos());
+  EXPECT_EQ(generation_.last_request_id, "abc");
+}
+
+TEST_F(CommandsTest, GenerateTakesAndShowsTokenIds) {
+  EXPECT_EQ(Run({"generate", "--token-ids", "2, 17,5"}), kSucceeded);
+  EXPECT_THAT(generation_.last_request.token_ids().ids(), ElementsAre(2u, 17u, 5u));
+  EXPECT_TRUE(generation_.last_request.output().return_token_ids());
+  EXPECT_EQ(out_.str(), "Once upon\ntoken ids: 11,12\n");
+}
+
+TEST_F(CommandsTest, GenerateReadsThePromptFromStandardInput) {
+  in_.str("first line\nsecond\n");
+  EXPECT_EQ(Run({"generate", "-"}), kSucceeded);
+  EXPECT_EQ(generation_.last_request.prompt(), "first line\nsecond\n");
+}
+
+TEST_F(CommandsTest, GenerateTakesAnEmptyPrompt) {
+  EXPECT_EQ(Run({"generate", ""}), kSucceeded) << err_.str();
+  EXPECT_TRUE(generation_.last_request.has_prompt());
+}
+
+TEST_F(CommandsTest, GenerateJsonIsOneLineAMessage) {
+  EXPECT_EQ(Run({"generate", "--json", "x"}), kSucceeded);
+  std::istringstream lines(out_.str());
+  std::vector<std::string> messages;
+  for (std::string line; std::getline(lines, line);) messages.push_back(line);
+  ASSERT_EQ(messages.size(), 3u);
+  EXPECT_THAT(messages[0], HasSubstr(R"("text":"Once ")"));
+  EXPECT_THAT(messages[2], HasSubstr(R"("finish_reason":"FINISH_REASON_EOS")"));
+  EXPECT_EQ(err_.str(), "");
+}
+
+TEST_F(CommandsTest, GenerateWithoutStream) {
+  EXPECT_EQ(Run({"generate", "--no-stream", "x"}), kSucceeded);
+  EXPECT_EQ(out_.str(), "Once upon\n");
+  out_.str("");
+  EXPECT_EQ(Run({"generate", "--no-stream", "--json", "x"}), kSucceeded);
+  EXPECT_THAT(out_.str(), StartsWith("{"));
+  EXPECT_THAT(out_.str(), HasSubstr(R"("generated_tokens":2)"));
+}
+
+TEST_F(CommandsTest, GenerateShowsWhatWasWrong) {
+  EXPECT_EQ(Run({"generate", "--request-id", "r-7", "bad"}), kFailed);
+  EXPECT_EQ(out_.str(), "");
+  EXPECT_EQ(err_.str(),
+            "error: INVALID_ARGUMENT: 1 field is wrong\n"
+            "  field max_tokens: is 0, at least 1\n"
+            "  request id r-7\n");
+}
+
+TEST_F(CommandsTest, GenerateGivesUpAtTheDeadline) {
+  EXPECT_EQ(Run({"generate", "--deadline", "100ms", "wait"}), kFailed);
+  EXPECT_THAT(err_.str(), HasSubstr("error: DEADLINE_EXCEEDED"));
+}
+
+TEST_F(CommandsTest, UsageErrorsSendNothing) {
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"generate"},
+                                             {"generate", "--max-tokens", "-1", "x"},
+                                             {"generate", "--max-tokens", "4294967296", "x"},
+                                             {"generate", "--temperature", "warm", "x"},
+                                             {"generate", "--deadline", "soon", "x"},
+                                             {"generate", "--deadline", "-3s", "x"},
+                                             {"generate", "--token-ids", "2,x"},
+                                             {"generate", "--token-ids", "-1"},
+                                             {"generate", "--unknown", "x"},
+                                             {"generate", "two", "prompts"},
+                                             {"info", "surplus"}}) {
+    err_.str("");
+    EXPECT_EQ(Run(arguments), kUsage) << ::testing::PrintToString(arguments);
+    EXPECT_NE(err_.str(), "") << ::testing::PrintToString(arguments);
+  }
+  EXPECT_EQ(generation_.last_request.ByteSizeLong(), 0u);
+}
+
+TEST_F(CommandsTest, InfoShowsServerAndModels) {
+  EXPECT_EQ(Run({"info"}), kSucceeded);
+  EXPECT_THAT(out_.str(), HasSubstr("firesteel-server 9.9"));
+  EXPECT_THAT(out_.str(), HasSubstr("model first"));
+  EXPECT_THAT(out_.str(), HasSubstr("model second"));
+}
+
+TEST_F(CommandsTest, InfoOfOneModelAsJson) {
+  EXPECT_EQ(Run({"info", "--model", "second", "--json"}), kSucceeded);
+  EXPECT_THAT(out_.str(), StartsWith(R"({"server":{"version":"9.9")"));
+  EXPECT_THAT(out_.str(), HasSubstr(R"("models":[{"name":"second")"));
+  EXPECT_EQ(Run({"info", "--model", "third"}), kFailed);
+  EXPECT_THAT(err_.str(), HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(CommandsTest, HealthIsTheExitStatus) {
+  EXPECT_EQ(Run({"health"}), kSucceeded);
+  EXPECT_EQ(out_.str(), "SERVING\n");
+  server_->GetHealthCheckService()->SetServingStatus("m", false);
+  out_.str("");
+  EXPECT_EQ(Run({"health", "--service", "m"}), kFailed);
+  EXPECT_EQ(out_.str(), "NOT_SERVING\n");
+  EXPECT_EQ(Run({"health", "--service", "unheard-of"}), kFailed);
+  EXPECT_THAT(err_.str(), HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(CommandsTest, NoServerIsUnavailable) {
+  server_->Shutdown();
+  EXPECT_EQ(Run({"health"}), kFailed);
+  EXPECT_THAT(err_.str(), HasSubstr("error: UNAVAILABLE"));
+}
+
+TEST_F(CommandsTest, CtrlCCancelsTheCall) {
+  std::thread user([this] {
+    generation_.waiting.WaitForNotification();
+    kill(getpid(), SIGINT);
+  });
+  EXPECT_EQ(Run({"generate", "wait"}), kInterrupted);
+  user.join();
+  generation_.saw_cancel.WaitForNotification();  // the server stops working, too
+  EXPECT_EQ(out_.str(), "Once \n");              // what came is shown and its line ended
+  EXPECT_EQ(err_.str(), "interrupted: the request was cancelled\n");
+}
+
+}  // namespace
+}  // namespace firesteel::client
