@@ -29,7 +29,12 @@ function(firesteel_test name)
   target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gmock GTest::gtest_main)
   target_compile_options(${name} PRIVATE ${FIRESTEEL_WARNINGS})
   target_compile_definitions(${name} PRIVATE FIRESTEEL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900)
+  # gtest_discover_tests drops an empty value and would then read the properties shifted by one.
+  set(properties TIMEOUT 900)
+  if(ARG_LABELS)
+    list(APPEND properties LABELS "${ARG_LABELS}")
+  endif()
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES ${properties})
 endfunction()
 
 # firesteel_benchmark(name SOURCES … LINK …): a Google Benchmark program; built, never run by ctest.
