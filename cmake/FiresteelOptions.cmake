@@ -23,7 +23,7 @@ if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
 endif()
 
 # Warnings are errors in our own code only: generated and system code never sees these.
-set(FIRESTEEL_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-psabi -Werror)
+set(FIRESTEEL_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-psabi -Wno-missing-field-initializers -Werror)
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   list(APPEND FIRESTEEL_WARNINGS -Wthread-safety)
 endif()

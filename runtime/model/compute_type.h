@@ -7,7 +7,8 @@
 
 namespace firesteel {
 
-/// kF32: activations stay f32 (the parity mode). kBF16: the inputs of dense products are rounded to bf16.
+/// kF32: activations stay f32 (the parity mode). kBF16: the inputs of dense products are rounded to
+/// bf16.
 enum class ComputeType : uint8_t { kF32, kBF16 };
 
 /// "f32" or "bf16".

@@ -9,6 +9,7 @@
 #include <span>
 
 #include "absl/time/time.h"
+#include "runtime/model/activity.h"
 #include "runtime/scheduler/request.h"
 
 namespace firesteel {
@@ -23,18 +24,6 @@ enum class StepPhase : uint8_t { kPrefill, kDecode, kMixed };
 inline constexpr size_t kNumStepPhases = 3;
 /// "prefill", "decode", "mixed".
 const char* StepPhaseName(StepPhase phase);
-
-/// What one layer did for one row (one token at one position) of a step.
-struct RowActivity {
-  uint32_t ffn_active = 0;  // neurons with a > 0; F in a dense model
-  uint32_t attended = 0;    // kept positions, summed over the query heads
-  uint32_t visible = 0;     // n: positions that a head may see
-};
-
-struct LayerActivity {
-  std::span<const RowActivity> rows;  // [rows of the step]
-  uint32_t ffn_union = 0;             // neurons that at least one row of the step needed
-};
 
 /// One step of the batch. Spans are valid during the call only.
 struct StepReport {

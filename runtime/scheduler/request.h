@@ -10,18 +10,9 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "runtime/sampling/sampler.h"
 
 namespace firesteel {
-
-/// How the next token is drawn: temperature, then top_k, top_p, min_p. Values are checked by the
-/// caller.
-struct SamplingParams {
-  float temperature = 1.0f;  // 0: greedy
-  uint32_t top_k = 0;        // 0: off
-  float top_p = 1.0f;        // (0, 1]
-  float min_p = 0.0f;        // [0, 1]
-  uint64_t seed = 0;
-};
 
 /// What ends a sequence besides max_tokens.
 struct StoppingParams {

@@ -1,0 +1,45 @@
+#include "runtime/model/cost_model.h"
+
+namespace firesteel {
+
+CostModel::CostModel(const ModelWeights& weights) {
+  const ModelConfig& c = weights.config;
+  const double d = static_cast<double>(c.hidden_size);
+  const double element = static_cast<double>(kernels::SizeOf(weights.dtype));
+  spark_ = c.spark();
+  neurons_ = static_cast<double>(c.intermediate_size);
+  heads_ = static_cast<double>(c.num_heads);
+
+  const double gate_in = spark_ ? static_cast<double>(c.ffn_predictor_dim) : d;
+  const double up_in = spark_ ? d - gate_in : d;
+  const double head_dim = static_cast<double>(c.head_dim);
+  const double scored = spark_ ? static_cast<double>(c.attention_predictor_dim) : head_dim;
+  const double projections =
+      d * head_dim * (2 * heads_ + 2 * static_cast<double>(c.num_kv_heads));  // q, o, k, v
+
+  const double dense_parameters = projections + neurons_ * gate_in;
+  dense_flops_ = 2 * dense_parameters;
+  dense_bytes_ = element * dense_parameters;
+  flops_per_neuron_ = 2 * (up_in + d);
+  bytes_per_neuron_ = element * (up_in + d);
+  flops_per_visible_ = 2 * scored;
+  flops_per_attended_ = 2 * (head_dim - scored + head_dim);  // rest of the key, value
+  head_flops_ = 2 * d * static_cast<double>(c.vocab_size);
+  head_bytes_ = element * d * static_cast<double>(c.vocab_size);
+}
+
+Cost CostModel::LayerFlops(const RowActivity& row) const {
+  const double visible = heads_ * row.visible;
+  return {.performed = dense_flops_ + flops_per_neuron_ * row.ffn_active +
+                       flops_per_visible_ * visible + flops_per_attended_ * row.attended,
+          .skipped = flops_per_neuron_ * (neurons_ - row.ffn_active) +
+                     flops_per_attended_ * (visible - row.attended)};
+}
+
+Cost CostModel::LayerBytes(size_t ffn_union) const {
+  const double read = static_cast<double>(ffn_union);
+  return {.performed = dense_bytes_ + bytes_per_neuron_ * read,
+          .skipped = bytes_per_neuron_ * (neurons_ - read)};
+}
+
+}  // namespace firesteel

@@ -1,0 +1,60 @@
+// What a step of a model costs: FLOPs and bytes of weights, done and skipped.
+
+#ifndef FIRESTEEL_RUNTIME_MODEL_COST_MODEL_H_
+#define FIRESTEEL_RUNTIME_MODEL_COST_MODEL_H_
+
+#include <cstddef>
+
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/weights.h"
+#include "runtime/model/activity.h"
+
+namespace firesteel {
+
+/// Something and what sparsity saved of it.
+struct Cost {
+  double performed = 0;
+  double skipped = 0;
+
+  Cost& operator+=(const Cost& other) {
+    performed += other.performed;
+    skipped += other.skipped;
+    return *this;
+  }
+};
+
+/// FLOPs are those of the matrix products (two for each multiply-add; norms, activations and
+/// softmax are left out). "Skipped" is what the same model would do beyond it with every neuron and
+/// every visible position computed (spec: flops_skipped_fraction). Immutable; thread-safe.
+class CostModel {
+ public:
+  explicit CostModel(const ModelWeights& weights);
+
+  /// FLOPs of one token in one layer.
+  Cost LayerFlops(const RowActivity& row) const;
+  /// FLOPs of the output head for one token.
+  double HeadFlops() const { return head_flops_; }
+
+  /// Bytes of weights that one layer reads in a step, each once, when `ffn_union` neurons are
+  /// needed.
+  Cost LayerBytes(size_t ffn_union) const;
+  /// Bytes of the output head, read once a step in which any token needs logits.
+  double HeadBytes() const { return head_bytes_; }
+
+ private:
+  bool spark_;
+  double neurons_;
+  double heads_;
+  double dense_flops_;         // of a token and layer, whatever is active
+  double flops_per_neuron_;    // up_proj row and down_proj column
+  double flops_per_visible_;   // of a head and position: the scores
+  double flops_per_attended_;  // of a head and position: the rest
+  double dense_bytes_;
+  double bytes_per_neuron_;
+  double head_flops_;
+  double head_bytes_;
+};
+
+}  // namespace firesteel
+
+#endif  // FIRESTEEL_RUNTIME_MODEL_COST_MODEL_H_

@@ -1,0 +1,142 @@
+// The forward pass: tokens of several sequences in, logits and activity out.
+
+#ifndef FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_
+#define FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "runtime/checkpoint/weights.h"
+#include "runtime/model/activity.h"
+#include "runtime/model/compute_type.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/rope_table.h"
+#include "runtime/threading/worker_pool.h"
+
+namespace firesteel {
+
+/// For which rows of a slice logits are wanted.
+enum class LogitRows : uint8_t { kNone, kLast, kAll };
+
+/// Consecutive tokens of one sequence: a chunk of its prompt, or the one token to decode from.
+struct SequenceSlice {
+  std::span<const int32_t> tokens;    // ids < vocab_size, at least one
+  size_t position = 0;                // of tokens[0]; all before it are in the cache
+  std::span<float* const> kv_blocks;  // of the sequence, with room for all its positions
+  LogitRows logits = LogitRows::kLast;
+};
+
+/// Executes one model (spec: "Layer (Gemma-2)"), Spark or dense. Owns every buffer it needs, sized
+/// when it is made: Forward allocates nothing once its lists have grown to the batch.
+///
+/// The bits of a row's logits depend on the row's sequence (tokens and positions up to it), the
+/// weights, the compute type and the SIMD target only: not on the other slices, the chunking, or
+/// the number of threads. One caller at a time.
+class Transformer {
+ public:
+  /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. `pool`
+  /// outlives this.
+  Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute, WorkerPool* pool,
+              size_t max_rows, size_t max_logit_rows);
+  ~Transformer();
+
+  /// Runs all slices as one batch and writes their keys and values to the cache. Slices are of
+  /// different sequences. `probe` may be null.
+  void Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe = nullptr);
+
+  /// Of the last Forward: logits [vocab_size] of the i-th row that wanted them, in the order of the
+  /// batch.
+  std::span<float> logits(size_t i);
+  size_t num_logit_rows() const { return head_rows_.size(); }
+
+  /// Of the last Forward, one entry a layer; rows in the order of the batch. Valid until the next
+  /// one.
+  std::span<const LayerActivity> activity() const { return layer_activity_; }
+
+  size_t max_rows() const { return max_rows_; }
+
+ private:
+  // One token of the step.
+  struct Row {
+    int32_t token;
+    size_t position;
+    float* const* blocks;
+  };
+  // An input of dense products: always in f32, and rounded to bf16 where that is the compute type.
+  struct DenseInput {
+    Matrix f32;
+    Matrix bf16;
+  };
+  struct WorkerScratch;
+
+  void ListRows(std::span<const SequenceSlice> batch);
+
+  // The steps of a layer. Every member of the team runs each on its share; each ends in a barrier.
+  void Embed(Worker& worker);
+  void Project(Worker& worker, const DenseInput& input, const Matrix& weight, Matrix& output);
+  void RotateAndStore(Worker& worker, size_t layer);
+  void AttendRows(Worker& worker, size_t layer);
+  void AddNormed(Worker& worker, size_t layer, const std::vector<float>& norm,
+                 const std::vector<float>& next_norm);
+  void SparseFeedForward(Worker& worker, size_t layer);
+  void DenseFeedForward(Worker& worker, size_t layer);
+  void OutputHead(Worker& worker);
+
+  // What one row needs inside those steps.
+  void NormRow(size_t row, const std::vector<float>& norm);
+  void SelectActive(size_t layer, size_t row);
+  void AttendHead(Worker& worker, size_t layer, size_t row, size_t head);
+  void CountAttended(size_t layer, size_t row);
+  void CountUnion(size_t layer);
+
+  kernels::TypedView View(const DenseInput& input, size_t first_row, size_t rows, size_t first_col,
+                          size_t cols) const;
+  DenseInput MakeInput(size_t rows, size_t cols) const;
+  void RoundRow(DenseInput& input, size_t row, size_t begin, size_t end) const;
+  size_t FirstVisible(size_t layer, size_t position) const;
+
+  const std::shared_ptr<const ModelWeights> weights_;
+  const ModelConfig& config_;
+  const ComputeType compute_;
+  WorkerPool* const pool_;
+  const size_t max_rows_;
+  const kernels::AttentionShape attention_;
+  const RopeTable predictor_rope_;                    // of the first predictor_dim of a head
+  const std::unique_ptr<const RopeTable> rest_rope_;  // of the rest; null in a dense model
+  std::vector<double> attention_quantiles_;  // [context + 1], by the number of visible positions
+  double ffn_quantile_ = 0;
+
+  // The step under way.
+  std::vector<Row> rows_;
+  std::vector<size_t> head_rows_;  // rows that want logits
+  ActivityProbe* probe_ = nullptr;
+
+  // Buffers. R = max_rows.
+  Matrix residual_;                   // [R, d]
+  DenseInput normed_;                 // [R, d]
+  Matrix qkv_;                        // [R, (H + 2G)·A]
+  DenseInput attended_;               // [R, H·A]
+  Matrix projected_;                  // [R, d]: what an attention or FFN block gives
+  Matrix gate_;                       // [R, F]: scores, then (dense) the hidden layer
+  Matrix up_;                         // [R, F]: in a Spark model compacted to the active neurons
+  DenseInput hidden_;                 // [R, F], dense model
+  Matrix excess_;                     // [R, F + slack], Spark: a > 0, compacted
+  std::vector<uint32_t> active_;      // [R, F + slack], Spark: the neurons of excess_
+  std::vector<uint32_t> num_active_;  // [R]
+  std::vector<uint8_t> needed_;       // [F]: 1 where a row of the step needs the neuron
+  DenseInput head_input_;             // [max_logit_rows, d]
+  Matrix logits_;                     // [max_logit_rows, vocab]
+  std::vector<uint32_t> kept_;        // [R, H]
+  std::vector<WorkerScratch> scratch_;
+
+  std::vector<RowActivity> row_activity_;  // [layers, rows of the step]
+  std::vector<LayerActivity> layer_activity_;
+};
+
+}  // namespace firesteel
+
+#endif  // FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_

@@ -1,0 +1,232 @@
+// The promises of the forward pass that need no reference: its bits depend on the sequence alone,
+// and Spark with nothing left out is dense.
+
+#include "runtime/model/transformer.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "runtime/model/synthetic.h"
+
+namespace firesteel {
+namespace {
+
+using kernels::DType;
+
+// Odd sizes, a window smaller than the prompts, several KV blocks, and sparsity in both parts.
+ModelConfig SmallSpark() {
+  ModelConfig c = *NamedShape("spark-stories");
+  c.vocab_size = 301;
+  c.hidden_size = 72;
+  c.intermediate_size = 400;
+  c.num_layers = 3;
+  c.num_heads = 4;
+  c.num_kv_heads = 2;
+  c.head_dim = 24;
+  c.query_pre_attn_scalar = 24;
+  c.sliding_window = 37;
+  c.max_position_embeddings = 160;
+  c.layer_types.resize(3);
+  c.ffn_predictor_dim = 40;
+  c.ffn_top_k = 32;
+  c.attention_predictor_dim = 10;
+  c.attention_top_k = 8;
+  return c;
+}
+
+std::vector<int32_t> RandomTokens(size_t n, uint32_t seed, size_t vocab) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens(n);
+  for (int32_t& t : tokens) t = static_cast<int32_t>(random() % vocab);
+  return tokens;
+}
+
+// One model, its cache and its team.
+struct Runner {
+  Runner(const ModelConfig& config, DType dtype, ComputeType compute, size_t threads)
+      : pool(threads),
+        weights(MakeSyntheticWeights(config, dtype, 42)),
+        cache(std::move(KvBlockPool::Create(config, KvBlockPool::BytesPerBlock(config) * 64))
+                  .value()),
+        transformer(weights, compute, &pool, 160, 160) {}
+
+  // Logits [tokens, vocab] of a sequence computed in chunks of `chunk`.
+  std::vector<float> Run(const std::vector<int32_t>& tokens, size_t chunk) {
+    const KvLease lease = std::move(cache->Lease(tokens.size())).value();
+    std::vector<float> all;
+    for (size_t at = 0; at < tokens.size(); at += chunk) {
+      const size_t n = std::min(chunk, tokens.size() - at);
+      const SequenceSlice slice{std::span(tokens).subspan(at, n), at, lease.blocks(),
+                                LogitRows::kAll};
+      transformer.Forward({&slice, 1});
+      Append(all);
+    }
+    return all;
+  }
+  void Append(std::vector<float>& all) {
+    for (size_t i = 0; i < transformer.num_logit_rows(); ++i) {
+      const auto row = transformer.logits(i);
+      all.insert(all.end(), row.begin(), row.end());
+    }
+  }
+
+  WorkerPool pool;
+  std::shared_ptr<const ModelWeights> weights;
+  std::unique_ptr<KvBlockPool> cache;
+  Transformer transformer;
+};
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+struct Variant {
+  std::string name;
+  ModelConfig config;
+  DType dtype;
+  ComputeType compute;
+};
+
+std::vector<Variant> Variants() {
+  const ModelConfig spark = SmallSpark();
+  return {{"spark f32 weights", spark, DType::kF32, ComputeType::kF32},
+          {"spark bf16 weights", spark, DType::kBF16, ComputeType::kF32},
+          {"spark bf16 compute", spark, DType::kBF16, ComputeType::kBF16},
+          {"dense", DenseTwin(spark), DType::kBF16, ComputeType::kF32},
+          {"dense bf16 compute", DenseTwin(spark), DType::kBF16, ComputeType::kBF16}};
+}
+
+TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
+  for (const Variant& v : Variants()) {
+    Runner runner(v.config, v.dtype, v.compute, 1);
+    const auto tokens = RandomTokens(150, 1, v.config.vocab_size);
+    const auto whole = runner.Run(tokens, tokens.size());
+    ASSERT_EQ(whole.size(), tokens.size() * v.config.vocab_size);
+    for (size_t chunk : {1, 7, 64}) {
+      EXPECT_TRUE(SameBits(runner.Run(tokens, chunk), whole)) << v.name << ", chunk " << chunk;
+    }
+    for (size_t threads : {2, 3}) {
+      Runner team(v.config, v.dtype, v.compute, threads);
+      EXPECT_TRUE(SameBits(team.Run(tokens, 7), whole)) << v.name << ", threads " << threads;
+    }
+    // The comparison can fail: another prompt gives other bits.
+    auto other = tokens;
+    other[0] ^= 1;
+    EXPECT_FALSE(SameBits(runner.Run(other, other.size()), whole)) << v.name;
+  }
+}
+
+TEST(Transformer, BatchMatesDoNotChangeABit) {
+  for (const Variant& v : Variants()) {
+    Runner runner(v.config, v.dtype, v.compute, 2);
+    std::vector<std::vector<int32_t>> prompts;
+    std::vector<std::vector<float>> alone;
+    for (uint32_t i = 0; i < 7; ++i) {
+      prompts.push_back(RandomTokens(20 + 9 * i, i, v.config.vocab_size));
+      alone.push_back(runner.Run(prompts.back(), prompts.back().size()));
+    }
+    // All at once, some in chunks and some token by token, at different positions in every step.
+    std::vector<KvLease> leases;
+    for (const auto& p : prompts)
+      leases.push_back(std::move(runner.cache->Lease(p.size())).value());
+    std::vector<size_t> done(prompts.size(), 0);
+    std::vector<std::vector<float>> together(prompts.size());
+    for (bool more = true; more;) {
+      std::vector<SequenceSlice> batch;
+      std::vector<size_t> owner;
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        const size_t n = std::min(prompts[i].size() - done[i], i % 2 == 0 ? size_t{1} : 5 + i);
+        if (n == 0) continue;
+        batch.push_back({std::span(prompts[i]).subspan(done[i], n), done[i], leases[i].blocks(),
+                         LogitRows::kAll});
+        owner.insert(owner.end(), n, i);
+        done[i] += n;
+      }
+      more = !batch.empty();
+      if (!more) break;
+      runner.transformer.Forward(batch);
+      for (size_t row = 0; row < owner.size(); ++row) {
+        const auto logits = runner.transformer.logits(row);
+        together[owner[row]].insert(together[owner[row]].end(), logits.begin(), logits.end());
+      }
+    }
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      EXPECT_TRUE(SameBits(together[i], alone[i])) << v.name << ", sequence " << i;
+    }
+  }
+}
+
+TEST(Transformer, ActivityCountsWhatWasActive) {
+  const ModelConfig c = SmallSpark();
+  Runner runner(c, DType::kBF16, ComputeType::kF32, 2);
+  struct Counter : ActivityProbe {
+    Counter(size_t layers, size_t rows, size_t heads)
+        : num_rows(rows), num_heads(heads), ffn(layers * rows), kept(layers * rows * heads) {}
+    void OnFfnActive(size_t layer, size_t row, std::span<const uint32_t> neurons) override {
+      ffn[layer * num_rows + row].assign(neurons.begin(), neurons.end());
+    }
+    void OnAttended(size_t layer, size_t row, size_t head,
+                    std::span<const uint32_t> positions) override {
+      kept[(layer * num_rows + row) * num_heads + head] = static_cast<uint32_t>(positions.size());
+    }
+    size_t num_rows;
+    size_t num_heads;
+    std::vector<std::vector<uint32_t>> ffn;
+    std::vector<uint32_t> kept;
+  };
+  const size_t n = 100;
+  Counter counter(c.num_layers, n, c.num_heads);
+  const auto tokens = RandomTokens(n, 5, c.vocab_size);
+  const KvLease lease = std::move(runner.cache->Lease(n)).value();
+  const SequenceSlice slice{tokens, 0, lease.blocks(), LogitRows::kLast};
+  runner.transformer.Forward({&slice, 1}, &counter);
+  ASSERT_EQ(runner.transformer.num_logit_rows(), 1u);
+  double mean_active = 0;
+  for (size_t layer = 0; layer < c.num_layers; ++layer) {
+    const LayerActivity& activity = runner.transformer.activity()[layer];
+    ASSERT_EQ(activity.rows.size(), n);
+    std::vector<uint8_t> needed(c.intermediate_size, 0);
+    for (size_t row = 0; row < n; ++row) {
+      const auto& neurons = counter.ffn[layer * n + row];
+      EXPECT_EQ(activity.rows[row].ffn_active, neurons.size());
+      for (uint32_t neuron : neurons) needed[neuron] = 1;
+      mean_active += static_cast<double>(neurons.size());
+      const uint32_t* kept = &counter.kept[(layer * n + row) * c.num_heads];
+      EXPECT_EQ(activity.rows[row].attended, std::accumulate(kept, kept + c.num_heads, 0u));
+      const bool sliding = c.layer_types[layer] == AttentionKind::kSliding;
+      EXPECT_EQ(activity.rows[row].visible,
+                std::min(row + 1, sliding ? c.sliding_window : row + 1));
+    }
+    EXPECT_EQ(activity.ffn_union, std::accumulate(needed.begin(), needed.end(), 0u));
+  }
+  // Gaussian weights: statistical top-k finds about its target, 32 of 400.
+  EXPECT_NEAR(mean_active / static_cast<double>(n * c.num_layers), 32, 8);
+}
+
+TEST(KvBlockPool, LeasesBalance) {
+  const ModelConfig c = SmallSpark();
+  auto pool = std::move(KvBlockPool::Create(c, KvBlockPool::BytesPerBlock(c) * 4 + 17)).value();
+  EXPECT_EQ(pool->total_blocks(), 4u);
+  {
+    KvLease a = std::move(pool->Lease(33)).value();
+    EXPECT_EQ(a.capacity_tokens(), 64u);
+    EXPECT_EQ(pool->free_blocks(), 2u);
+    EXPECT_EQ(pool->usage_ratio(), 0.5);
+    EXPECT_EQ(pool->Lease(65).status().code(), absl::StatusCode::kResourceExhausted);
+    const KvLease b = std::move(pool->Lease(64)).value();
+    EXPECT_EQ(pool->free_blocks(), 0u);
+    KvLease moved = std::move(a);
+    EXPECT_EQ(moved.blocks().size(), 2u);
+    moved = KvLease();
+  }
+  EXPECT_EQ(pool->free_blocks(), 4u);
+  EXPECT_EQ(KvBlockPool::Create(c, 10).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+}  // namespace
+}  // namespace firesteel

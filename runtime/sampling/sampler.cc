@@ -1,0 +1,119 @@
+#include "runtime/sampling/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "absl/status/status.h"
+
+namespace firesteel {
+namespace {
+
+uint64_t Mix(uint64_t x) {
+  x += 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
+
+double CounterUniform(uint64_t seed, uint64_t sequence, uint64_t position) {
+  const uint64_t bits = Mix(Mix(Mix(seed) ^ sequence) ^ position);
+  return static_cast<double>(bits >> 11) * 0x1.0p-53;
+}
+
+absl::StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const SamplingParams& params,
+                                        uint64_t sequence, uint64_t position,
+                                        std::span<const int32_t> forbidden) {
+  CollectCandidates(logits, forbidden);
+  if (candidates_.empty()) {
+    return absl::InternalError("no token can be drawn: the model gave no finite logit");
+  }
+  if (params.temperature == 0.0f) {
+    return std::min_element(candidates_.begin(), candidates_.end(), Before)->token;
+  }
+  if (params.top_k > 0) KeepTopK(params.top_k);
+  Weigh(params.temperature);
+  if (params.top_p < 1.0f) KeepTopP(params.top_p);
+  if (params.min_p > 0.0f) KeepMinP(params.min_p);
+  return Draw(CounterUniform(params.seed, sequence, position));
+}
+
+// In the order of tokens. +∞ would make every other weight NaN, so it counts as unusable too.
+void Sampler::CollectCandidates(std::span<const float> logits, std::span<const int32_t> forbidden) {
+  candidates_.clear();
+  candidates_.reserve(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const int32_t token = static_cast<int32_t>(i);
+    if (!std::isfinite(logits[i])) continue;
+    if (std::find(forbidden.begin(), forbidden.end(), token) != forbidden.end()) continue;
+    candidates_.push_back({logits[i], token});
+  }
+}
+
+void Sampler::KeepTopK(uint32_t top_k) {
+  if (top_k >= candidates_.size()) return;
+  std::nth_element(candidates_.begin(), candidates_.begin() + top_k, candidates_.end(), Before);
+  candidates_.resize(top_k);
+  std::sort(candidates_.begin(), candidates_.end(), Before);
+}
+
+void Sampler::Weigh(float temperature) {
+  const double largest = std::min_element(candidates_.begin(), candidates_.end(), Before)->logit;
+  weights_.resize(candidates_.size());
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    weights_[i] = std::exp((candidates_[i].logit - largest) / static_cast<double>(temperature));
+  }
+}
+
+// The smallest set of most probable tokens whose probabilities reach top_p. A heap yields them in
+// order, so that only what is kept is sorted.
+void Sampler::KeepTopP(float top_p) {
+  const double mass = std::accumulate(weights_.begin(), weights_.end(), 0.0) * top_p;
+  order_.resize(candidates_.size());
+  std::iota(order_.begin(), order_.end(), size_t{0});
+  const auto after = [&](size_t a, size_t b) { return Before(candidates_[b], candidates_[a]); };
+  std::make_heap(order_.begin(), order_.end(), after);
+  auto end = order_.end();
+  double sum = 0.0;
+  while (end != order_.begin() && sum < mass) {
+    sum += weights_[order_.front()];
+    std::pop_heap(order_.begin(), end--, after);
+  }
+  // What was popped, the most probable last, becomes the list of candidates.
+  kept_.clear();
+  kept_weights_.clear();
+  for (auto it = order_.end(); it != end;) {
+    --it;
+    kept_.push_back(candidates_[*it]);
+    kept_weights_.push_back(weights_[*it]);
+  }
+  std::swap(candidates_, kept_);
+  std::swap(weights_, kept_weights_);
+}
+
+void Sampler::KeepMinP(float min_p) {
+  const double least = min_p * *std::max_element(weights_.begin(), weights_.end());
+  size_t kept = 0;
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    if (weights_[i] < least) continue;
+    candidates_[kept] = candidates_[i];
+    weights_[kept++] = weights_[i];
+  }
+  candidates_.resize(kept);
+  weights_.resize(kept);
+}
+
+int32_t Sampler::Draw(double uniform) const {
+  const double target = uniform * std::accumulate(weights_.begin(), weights_.end(), 0.0);
+  double sum = 0.0;
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    sum += weights_[i];
+    if (target < sum) return candidates_[i].token;
+  }
+  return candidates_.back().token;  // rounding left the target at the very end
+}
+
+}  // namespace firesteel

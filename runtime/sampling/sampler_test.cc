@@ -1,0 +1,135 @@
+#include "runtime/sampling/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <vector>
+
+namespace firesteel {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// How often each token comes in `draws` draws at successive positions.
+std::map<int32_t, int> Count(const std::vector<float>& logits, const SamplingParams& params,
+                             int draws, std::vector<int32_t> forbidden = {}) {
+  Sampler sampler;
+  std::map<int32_t, int> counts;
+  for (int i = 0; i < draws; ++i) {
+    ++counts[*sampler.Sample(logits, params, 0, static_cast<uint64_t>(i), forbidden)];
+  }
+  return counts;
+}
+
+// Σ (observed − expected)² / expected.
+double ChiSquare(const std::map<int32_t, int>& counts, const std::vector<double>& p, int draws) {
+  double chi = 0;
+  for (size_t t = 0; t < p.size(); ++t) {
+    const auto it = counts.find(static_cast<int32_t>(t));
+    const double observed = it == counts.end() ? 0 : it->second;
+    if (p[t] == 0) {
+      EXPECT_EQ(observed, 0) << "token " << t << " has no probability";
+      continue;
+    }
+    chi += (observed - p[t] * draws) * (observed - p[t] * draws) / (p[t] * draws);
+  }
+  return chi;
+}
+
+std::vector<double> Normalized(std::vector<double> p) {
+  double sum = 0;
+  for (double v : p) sum += v;
+  for (double& v : p) v /= sum;
+  return p;
+}
+
+std::vector<float> Logs(const std::vector<double>& p) {
+  std::vector<float> logits;
+  for (double v : p) logits.push_back(static_cast<float>(std::log(v)));
+  return logits;
+}
+
+// A chi-square of 4 degrees of freedom exceeds 23.5 once in 10,000; the draws are fixed by the
+// seed.
+constexpr double kChiLimit = 23.5;
+constexpr int kDraws = 40000;
+const std::vector<double> kP = {0.1, 0.4, 0.05, 0.25, 0.2};
+
+TEST(Sampler, GreedyTakesTheFirstLargest) {
+  Sampler sampler;
+  const SamplingParams greedy{.temperature = 0.0f};
+  EXPECT_EQ(*sampler.Sample(std::vector<float>{1, 3, 3, 2}, greedy, 0, 0), 1);
+  EXPECT_EQ(*sampler.Sample(std::vector<float>{kNaN, -5, kInf, -6}, greedy, 0, 0), 1);
+  EXPECT_EQ(*sampler.Sample(std::vector<float>{1, 3, 3, 2}, greedy, 0, 0, std::vector<int32_t>{1}),
+            2);
+}
+
+TEST(Sampler, NothingToDrawIsAnError) {
+  Sampler sampler;
+  EXPECT_EQ(sampler.Sample(std::vector<float>{kNaN, kInf}, {}, 0, 0).status().code(),
+            absl::StatusCode::kInternal);
+  EXPECT_FALSE(sampler.Sample(std::vector<float>{1}, {}, 0, 0, std::vector<int32_t>{0}).ok());
+}
+
+TEST(Sampler, DrawsTheDistribution) {
+  EXPECT_LT(ChiSquare(Count(Logs(kP), {.seed = 1}, kDraws), kP, kDraws), kChiLimit);
+  // The test would notice a temperature that is off by a tenth.
+  EXPECT_GT(ChiSquare(Count(Logs(kP), {.temperature = 1.1f, .seed = 1}, kDraws), kP, kDraws),
+            kChiLimit);
+}
+
+TEST(Sampler, TemperatureFlattensAndSharpens) {
+  for (double t : {0.5, 2.0}) {
+    std::vector<double> p;
+    for (double v : kP) p.push_back(std::pow(v, 1 / t));
+    const SamplingParams params{.temperature = static_cast<float>(t), .seed = 7};
+    EXPECT_LT(ChiSquare(Count(Logs(kP), params, kDraws), Normalized(p), kDraws), kChiLimit) << t;
+  }
+  EXPECT_EQ(Count(Logs(kP), {.temperature = 1e-30f}, 100).size(), 1u);
+}
+
+TEST(Sampler, TopKKeepsTheMostProbable) {
+  const auto counts = Count(Logs(kP), {.top_k = 2, .seed = 3}, kDraws);
+  EXPECT_LT(ChiSquare(counts, Normalized({0, 0.4, 0, 0.25, 0}), kDraws), kChiLimit);
+  EXPECT_EQ(Count(Logs(kP), {.top_k = 1}, 100).size(), 1u);
+  EXPECT_EQ(Count(Logs(kP), {.top_k = 100}, 1000).size(), 5u);
+}
+
+TEST(Sampler, TopPKeepsTheSmallestSetThatReachesIt) {
+  const auto counts = Count(Logs(kP), {.top_p = 0.6f, .seed = 5}, kDraws);
+  EXPECT_LT(ChiSquare(counts, Normalized({0, 0.4, 0, 0.25, 0}), kDraws), kChiLimit);
+  EXPECT_EQ(Count(Logs(kP), {.top_p = 1e-6f}, 100).size(), 1u);
+}
+
+TEST(Sampler, MinPIsRelativeToTheMostProbable) {
+  const auto counts = Count(Logs(kP), {.min_p = 0.45f, .seed = 9}, kDraws);
+  EXPECT_LT(ChiSquare(counts, Normalized({0, 0.4, 0, 0.25, 0.2}), kDraws), kChiLimit);
+}
+
+TEST(Sampler, FiltersApplyInOrder) {
+  // top_k = 3 leaves 0.4, 0.25, 0.2 (of 0.85); top_p = 0.7 of that needs 0.595: the first two.
+  const auto counts = Count(Logs(kP), {.top_k = 3, .top_p = 0.7f, .seed = 2}, kDraws);
+  EXPECT_LT(ChiSquare(counts, Normalized({0, 0.4, 0, 0.25, 0}), kDraws), kChiLimit);
+}
+
+TEST(CounterUniform, DependsOnEachArgumentAndIsUniform) {
+  EXPECT_EQ(CounterUniform(1, 2, 3), CounterUniform(1, 2, 3));
+  EXPECT_NE(CounterUniform(1, 2, 3), CounterUniform(2, 2, 3));
+  EXPECT_NE(CounterUniform(1, 2, 3), CounterUniform(1, 3, 3));
+  EXPECT_NE(CounterUniform(1, 2, 3), CounterUniform(1, 2, 4));
+  EXPECT_NE(CounterUniform(1, 2, 3), CounterUniform(1, 3, 2));
+  double sum = 0;
+  for (uint64_t i = 0; i < 10000; ++i) {
+    const double u = CounterUniform(i % 100, i / 100, 0);
+    ASSERT_GE(u, 0.0);
+    ASSERT_LT(u, 1.0);
+    sum += u;
+  }
+  EXPECT_NEAR(sum / 10000, 0.5, 4 * 0.289 / 100);
+}
+
+}  // namespace
+}  // namespace firesteel
