@@ -1,0 +1,162 @@
+#include "kernels/sparse_ffn.h"
+
+#include "kernels/matmul.h"
+#include "kernels/reference.h"
+#include "kernels/test_util.h"
+
+namespace firesteel::kernels {
+namespace {
+
+class SparseFfnTest : public SimdTest {
+ protected:
+  Random random_{3};
+};
+FIRESTEEL_FOR_EACH_SIMD_TARGET(SparseFfnTest);
+
+constexpr double kDensities[] = {0.0, 0.08, 0.5, 1.0};
+
+struct Weights {
+  Weights(Random& random, size_t rows, size_t cols, size_t misalign = 0)
+      : f32(rows * cols, misalign), bf16(rows * cols, misalign), rows(rows), cols(cols) {
+    random.Fill(bf16.span());
+    for (size_t i = 0; i < rows * cols; ++i) f32[i] = ToF32(bf16[i]);
+  }
+  TypedView view(DType dtype) const {
+    return {dtype == DType::kF32 ? static_cast<const void*>(f32.data()) : bf16.data(), dtype, rows,
+            cols, cols};
+  }
+  Guarded<float> f32;
+  Guarded<BF16> bf16;
+  size_t rows, cols;
+};
+
+TEST_P(SparseFfnTest, MaskedMatVecHasTheBitsOfMatMul) {
+  for (const size_t depth : {1, 7, 32, 33, 256, 1100}) {
+    for (const double density : kDensities) {
+      const size_t rows = 61;
+      Weights w(random_, rows, depth, depth % 2);
+      Guarded<float> x(depth, 1);
+      Guarded<BF16> rounded(depth, 1);
+      random_.Fill(x.span());
+      RoundToBF16(x.data(), depth, rounded.data());
+      const auto active = random_.Subset(rows, density);
+      const TypedView x32{x.data(), DType::kF32, 1, depth, depth};
+      const TypedView x16{rounded.data(), DType::kBF16, 1, depth, depth};
+      const std::pair<TypedView, DType> cases[] = {
+          {x32, DType::kF32}, {x32, DType::kBF16}, {x16, DType::kBF16}};
+      for (const auto& [xv, dtype] : cases) {
+        std::vector<float> dense(rows);
+        MatMul(xv, w.view(dtype), 0, rows, {dense.data(), 1, rows, rows});
+        Guarded<float> out(active.size());
+        MaskedMatVec(xv, w.view(dtype), active.data(), 0, active.size(), out.data());
+        std::vector<float> expected;
+        for (const uint32_t row : active) expected.push_back(dense[row]);
+        ASSERT_TRUE(SameBits(out.span(), expected)) << depth << " at " << density;
+        ASSERT_TRUE(out.GuardsIntact());
+        const auto exact = reference::MaskedMatVec(xv, w.view(dtype), active);
+        const double tolerance = SumTolerance(MaxAbs(x.span()), MaxAbs(w.f32.span()), depth);
+        EXPECT_LE(WorstError(out.span(), exact, [&](size_t) { return tolerance; }), 1.0);
+
+        Guarded<float> cut(active.size());
+        const size_t at = active.size() / 3;
+        MaskedMatVec(xv, w.view(dtype), active.data(), at, active.size(), cut.data());
+        for (size_t j = 0; j < at; ++j) ASSERT_TRUE(std::isnan(cut[j]));
+        MaskedMatVec(xv, w.view(dtype), active.data(), 0, at, cut.data());
+        ASSERT_TRUE(SameBits(cut.span(), out.span()));
+      }
+    }
+  }
+}
+
+TEST_P(SparseFfnTest, SparseVecMatMatchesReference) {
+  for (const size_t cols : Lengths()) {
+    for (const double density : kDensities) {
+      const size_t rows = 150;
+      Weights w(random_, rows, cols, cols % 3);
+      const auto active = random_.Subset(rows, density);
+      Guarded<float> coefficients(active.size(), 1);
+      random_.Fill(coefficients.span());
+      const auto exact = reference::SparseVecMat(coefficients.span(), active, w.view(DType::kF32));
+      const double tolerance =
+          SumTolerance(MaxAbs(coefficients.span()), MaxAbs(w.f32.span()), active.size()) + kTiny;
+      std::vector<float> of_f32;
+      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        Guarded<float> y(cols, cols % 2);
+        SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), 0, cols,
+                     y.data());
+        ASSERT_LE(WorstError(y.span(), exact, [&](size_t) { return tolerance; }), 1.0) << cols;
+        ASSERT_TRUE(y.GuardsIntact());
+        if (of_f32.empty()) of_f32.assign(y.span().begin(), y.span().end());
+        ASSERT_TRUE(SameBits(y.span(), of_f32)) << "bf16 weights are promoted exactly";
+      }
+      if (active.size() >= 2 && cols >= 4) {
+        const auto wrong = reference::SparseVecMat(coefficients.span().first(active.size() - 1),
+                                                   std::span(active).first(active.size() - 1),
+                                                   w.view(DType::kF32));
+        EXPECT_GT(WorstError(of_f32, wrong, [&](size_t) { return tolerance; }), 1.0);
+      }
+    }
+  }
+}
+
+TEST_P(SparseFfnTest, ColumnRangesDoNotChangeBits) {
+  const size_t rows = 90, cols = 101;
+  Weights w(random_, rows, cols);
+  const auto active = random_.Subset(rows, 0.4);
+  const auto coefficients = random_.Floats(active.size());
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    std::vector<float> whole(cols), cut(cols);
+    SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), 0, cols,
+                 whole.data());
+    for (size_t at = 0; at <= cols; ++at) {
+      std::fill(cut.begin(), cut.end(), kNaN);
+      SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), at, cols,
+                   cut.data());
+      for (size_t c = 0; c < at; ++c) ASSERT_TRUE(std::isnan(cut[c]));
+      SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), 0, at,
+                   cut.data());
+      ASSERT_TRUE(SameBits(cut, whole)) << at;
+    }
+  }
+}
+
+// At full density both sparse products are the dense ones.
+TEST_P(SparseFfnTest, FullDensityIsDense) {
+  const size_t neurons = 40, features = 50;
+  Weights w(random_, neurons, features);
+  std::vector<uint32_t> all(neurons);
+  for (uint32_t i = 0; i < neurons; ++i) all[i] = i;
+  const auto h = random_.Floats(neurons);
+  std::vector<float> y(features);
+  SparseVecMat(h.data(), all.data(), neurons, w.view(DType::kBF16), 0, features, y.data());
+
+  Guarded<float> transposed(features * neurons);
+  for (size_t f = 0; f < neurons; ++f) {
+    for (size_t c = 0; c < features; ++c) transposed[c * neurons + f] = w.f32[f * features + c];
+  }
+  std::vector<float> dense(features);
+  MatMul({h.data(), DType::kF32, 1, neurons, neurons},
+         {transposed.data(), DType::kF32, features, neurons, neurons}, 0, features,
+         {dense.data(), 1, features, features});
+  const double tolerance = 2 * SumTolerance(MaxAbs(h), MaxAbs(w.f32.span()), neurons);
+  for (size_t c = 0; c < features; ++c) EXPECT_NEAR(y[c], dense[c], tolerance);
+}
+
+TEST_P(SparseFfnTest, NoActiveNeuronGivesZero) {
+  Weights w(random_, 4, 37);
+  Guarded<float> y(37);
+  SparseVecMat(nullptr, nullptr, 0, w.view(DType::kBF16), 0, 37, y.data());
+  for (const float v : y.span()) EXPECT_EQ(v, 0.0f);
+}
+
+TEST_P(SparseFfnTest, ValuesThatAreNotFinitePassThrough) {
+  Weights w(random_, 12, 5);
+  std::vector<uint32_t> active = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+  std::vector<float> coefficients(9, 1.0f), y(5);
+  w.bf16[4 * 5 + 2] = ToBF16(kNaN);
+  SparseVecMat(coefficients.data(), active.data(), 9, w.view(DType::kBF16), 0, 5, y.data());
+  for (size_t c = 0; c < 5; ++c) EXPECT_EQ(std::isnan(y[c]), c == 2);
+}
+
+}  // namespace
+}  // namespace firesteel::kernels
