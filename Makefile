@@ -3,8 +3,10 @@
 
 PRESET ?= release
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-# Any of: TESTS=REGEX runs the matching tests only.
+# Of `make test`: only the tests whose name matches this regular expression.
 TESTS ?=
+# Of `make build`: only these CMake targets.
+TARGETS ?=
 
 BUILD := build/$(PRESET)
 SOURCES = $(shell git ls-files '*.h' '*.cc')
@@ -20,7 +22,7 @@ setup: ## install the Debian packages that are missing
 	@tools/setup.sh
 
 build: setup $(BUILD)/build.ninja ## set up, then build everything of the preset into build/PRESET/bin
-	@cmake --build --preset $(PRESET) -j $(JOBS)
+	@cmake --build --preset $(PRESET) -j $(JOBS) $(if $(TARGETS),--target $(TARGETS))
 
 # Ninja calls CMake again by itself when a CMakeLists.txt changes, but not when a preset does.
 $(BUILD)/build.ninja: CMakePresets.json | setup

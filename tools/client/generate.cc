@@ -198,7 +198,8 @@ void AddGenerateCommand(CLI::App& app, Console& console, Interrupt* interrupt, i
   command.add_flag("--token-ids", options->token_ids,
                    "PROMPT is token ids (2,17,...); also show the generated ones");
   command.add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-sequence token");
-  command.add_flag("!--no-stream", options->stream, "Wait for the whole answer");
+  command.add_flag_callback(
+      "--no-stream", [&stream = options->stream] { stream = false; }, "Wait for the whole answer");
   command.add_flag("--json", options->json, "One JSON object for each message of the answer");
   command.callback([options, &console, interrupt, &exit_status] {
     exit_status = RunGenerate(*options, console, interrupt);
