@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/weights.h"
 #include "runtime/model/compute_type.h"
+#include "runtime/scheduler/clock.h"
 #include "runtime/scheduler/observer.h"
 #include "runtime/scheduler/request.h"
 #include "runtime/threading/worker_pool.h"
@@ -22,14 +23,17 @@
 
 namespace firesteel {
 
+/// Limits are checked by Engine::Create; each is at least 1 unless it says otherwise.
 struct EngineOptions {
-  uint32_t max_batch_size = 32;        // sequences that run at once, ≥ 1
-  uint32_t max_batch_tokens = 256;     // rows of a step: decodes + prefill chunk, ≥ max_batch_size
-  uint32_t max_queue_requests = 1024;  // waiting requests; one more is refused
+  uint32_t max_batch_size = 32;     // sequences that run at once
+  uint32_t max_batch_tokens = 256;  // rows of a step, decodes and prefill chunk; ≥ max_batch_size
+  uint32_t max_queue_requests = 1024;    // waiting requests; one more is refused
   uint32_t max_queue_tokens = 1u << 20;  // prompt tokens of waiting requests; more are refused
-  size_t kv_cache_bytes = 0;             // 0: see DefaultKvCacheBytes
-  absl::Duration target_itl = absl::ZeroDuration();  // zero: no target; else prefill chunks shrink
-                                                     // to keep decode steps below it
+  size_t kv_cache_bytes = 0;             // 0: DefaultKvCacheBytes
+  /// Steps in which sequences decode should not take longer: prefill chunks shrink to that end.
+  /// Zero: no target.
+  absl::Duration target_itl = absl::ZeroDuration();
+  const Clock* clock = Clock::Real();  // outlives the engine
 };
 
 /// A running engine. Thread-safe. Destruction stops the thread and ends what runs with kCancelled.
@@ -71,6 +75,10 @@ class Engine {
   virtual ComputeType compute_type() const = 0;
   virtual size_t kv_capacity_tokens() const = 0;
 };
+
+/// Room for max_batch_size sequences of a whole context each, but at most a quarter of the memory
+/// this process may use, and at least one context.
+size_t DefaultKvCacheBytes(const ModelConfig& config, uint32_t max_batch_size);
 
 /// Payload type URL on a ResourceExhausted status; the payload is the suggested wait in
 /// milliseconds, decimal.

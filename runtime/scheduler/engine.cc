@@ -1,0 +1,561 @@
+#include "runtime/scheduler/engine.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "runtime/model/cost_model.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/transformer.h"
+#include "runtime/sampling/sampler.h"
+#include "runtime/scheduler/policy.h"
+#include "runtime/scheduler/sequence.h"
+#include "runtime/threading/cpu_topology.h"
+
+namespace firesteel {
+namespace {
+
+struct AdmissionOrder {
+  bool operator()(const WaitingView& a, const WaitingView& b) const { return AdmittedBefore(a, b); }
+};
+
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(std::shared_ptr<const ModelWeights> weights,
+             std::shared_ptr<const Tokenizer> tokenizer, ComputeType compute,
+             const EngineOptions& options, std::unique_ptr<KvBlockPool> kv_pool, WorkerPool* pool,
+             EngineObserver* observer);
+  ~EngineImpl() override;
+
+  absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
+                                       std::shared_ptr<GenerationSink> sink) override;
+  void Cancel(RequestHandle handle) override;
+  void BeginDrain() override;
+  bool FinishDrain(absl::Time deadline) override;
+  bool MakingProgress(absl::Duration limit) const override;
+
+  EngineGauges gauges() const override;
+  const ModelWeights& weights() const override { return *weights_; }
+  const Tokenizer& tokenizer() const override { return *tokenizer_; }
+  const EngineOptions& options() const override { return options_; }
+  ComputeType compute_type() const override { return compute_; }
+  size_t kv_capacity_tokens() const override {
+    return kv_pool_->total_blocks() * kernels::kKvBlockTokens;
+  }
+
+ private:
+  using Owned = std::unique_ptr<Sequence>;
+  // A slice of the step under way: whose it is and what came of it.
+  struct StepSlice {
+    Sequence* sequence;
+    uint32_t tokens;
+    bool decodes;
+    bool samples;      // a token is sampled behind it
+    size_t logit_row;  // where it samples
+    absl::StatusOr<int32_t> token;
+  };
+
+  struct Ending {
+    uint64_t id;
+    FinishReason reason;
+    absl::Status status;
+  };
+
+  // Any thread.
+  absl::Status Validate(const GenerationRequest& request) const;
+  absl::Status Refuse(RejectionReason reason, absl::Status status);
+  absl::Duration RetryAfter() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool IsIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return unfinished_ == 0; }
+
+  // The engine's thread.
+  void Loop();
+  bool TakeInbox();
+  void EndCancelledAndExpired();
+  void AdmitPlanned(const std::vector<uint64_t>& ids);
+  StepPlan Plan() const;
+  void RunStep(const StepPlan& plan);
+  void SampleTokens();
+  void Report(absl::Duration duration);
+  void End(Owned sequence, FinishReason reason, absl::Status status);
+  void EndRunning(Ending ending);
+  void EndWaiting(const WaitingView& view, FinishReason reason);
+  void EndEverything();
+  void PublishGauges();
+
+  const std::shared_ptr<const ModelWeights> weights_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  const ComputeType compute_;
+  const EngineOptions options_;
+  const CostModel cost_;
+  WorkerPool* const pool_;
+  EngineObserver* const observer_;
+
+  mutable absl::Mutex mutex_;
+  std::vector<Owned> inbox_ ABSL_GUARDED_BY(mutex_);
+  std::unordered_set<uint64_t> cancelled_ ABSL_GUARDED_BY(mutex_);
+  uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
+  uint64_t unfinished_ ABSL_GUARDED_BY(mutex_) = 0;       // submitted and not yet ended
+  uint32_t queued_requests_ ABSL_GUARDED_BY(mutex_) = 0;  // in the inbox or waiting
+  uint64_t queued_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  double mean_service_seconds_ ABSL_GUARDED_BY(mutex_) = 0.5;  // admitted → end, exponential mean
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cancel_all_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Time last_progress_ ABSL_GUARDED_BY(mutex_);
+  EngineGauges gauges_ ABSL_GUARDED_BY(mutex_);
+
+  // Owned by the engine's thread.
+  const std::unique_ptr<KvBlockPool> kv_pool_;
+  Transformer transformer_;
+  ChunkBudget chunk_budget_;
+  std::map<WaitingView, Owned, AdmissionOrder> waiting_;
+  std::vector<Owned> running_;  // in the order of admission
+  std::unordered_set<uint64_t> cancel_now_;
+  bool cancel_all_now_ = false;
+  std::vector<StepSlice> step_;
+  std::vector<SequenceSlice> batch_;
+  std::vector<Sampler> samplers_;  // one a worker
+  std::vector<absl::Duration> inter_token_latencies_;
+  std::vector<absl::Duration> times_to_first_token_;
+
+  std::thread thread_;  // last: it uses everything above
+};
+
+EngineImpl::EngineImpl(std::shared_ptr<const ModelWeights> weights,
+                       std::shared_ptr<const Tokenizer> tokenizer, ComputeType compute,
+                       const EngineOptions& options, std::unique_ptr<KvBlockPool> kv_pool,
+                       WorkerPool* pool, EngineObserver* observer)
+    : weights_(std::move(weights)),
+      tokenizer_(std::move(tokenizer)),
+      compute_(compute),
+      options_(options),
+      cost_(*weights_),
+      pool_(pool),
+      observer_(observer),
+      last_progress_(options.clock->Now()),
+      kv_pool_(std::move(kv_pool)),
+      transformer_(weights_, compute, pool, options.max_batch_tokens, options.max_batch_size),
+      chunk_budget_(options.target_itl, options.max_batch_tokens),
+      samplers_(pool->num_threads()),
+      thread_([this] { Loop(); }) {}
+
+EngineImpl::~EngineImpl() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  thread_.join();
+}
+
+absl::Status EngineImpl::Validate(const GenerationRequest& request) const {
+  const ModelConfig& config = weights_->config;
+  if (request.prompt.empty()) return absl::InvalidArgumentError("prompt: has no token");
+  if (request.max_tokens == 0) return absl::InvalidArgumentError("max_tokens: 0 is below 1");
+  if (request.prompt.size() + request.max_tokens > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt: ", request.prompt.size(), " tokens and max_tokens ", request.max_tokens,
+        " exceed the context of ", config.max_position_embeddings));
+  }
+  for (int32_t token : request.prompt) {
+    if (token < 0 || static_cast<size_t>(token) >= config.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token_ids: ", token, " is not in [0, ", config.vocab_size, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EngineImpl::Refuse(RejectionReason reason, absl::Status status) {
+  observer_->OnRejected(reason);
+  return status;
+}
+
+// The queue drains by one request each time a place in the batch becomes free.
+absl::Duration EngineImpl::RetryAfter() const {
+  const double seconds = mean_service_seconds_ * (1.0 + queued_requests_) / options_.max_batch_size;
+  return std::clamp(absl::Seconds(seconds), absl::Milliseconds(50), absl::Seconds(60));
+}
+
+absl::StatusOr<Engine::RequestHandle> EngineImpl::Submit(GenerationRequest request,
+                                                         std::shared_ptr<GenerationSink> sink) {
+  if (absl::Status status = Validate(request); !status.ok()) return status;
+  const size_t blocks = KvBlockPool::BlocksFor(request.prompt.size() + request.max_tokens);
+  if (blocks > kv_pool_->total_blocks()) {  // for ever: no hint when to retry
+    return Refuse(RejectionReason::kKvCache,
+                  absl::ResourceExhaustedError(absl::StrCat(
+                      "kv_cache: ", request.prompt.size(), " prompt tokens and max_tokens ",
+                      request.max_tokens, " exceed the cache's capacity of ", kv_capacity_tokens(),
+                      " tokens")));
+  }
+  const auto exhausted = [](absl::string_view message, absl::Duration retry) {
+    absl::Status status = absl::ResourceExhaustedError(message);
+    const std::string milliseconds = absl::StrCat(absl::ToInt64Milliseconds(retry));
+    // A view: clang and gcc disagree on the mangled name of Cord's constructor from std::string.
+    status.SetPayload(kRetryAfterPayload, absl::Cord(absl::string_view(milliseconds)));
+    return status;
+  };
+  absl::MutexLock lock(&mutex_);
+  if (draining_ || stopping_) {
+    return Refuse(RejectionReason::kDraining, absl::UnavailableError("the server is draining"));
+  }
+  if (queued_requests_ >= options_.max_queue_requests) {
+    return Refuse(RejectionReason::kQueueFull,
+                  exhausted(absl::StrCat("queue: ", queued_requests_,
+                                         " requests wait, the limit is max-queue-requests ",
+                                         options_.max_queue_requests),
+                            RetryAfter()));
+  }
+  if (queued_tokens_ + request.prompt.size() > options_.max_queue_tokens) {
+    return Refuse(RejectionReason::kQueueTokens,
+                  exhausted(absl::StrCat("queue: ", queued_tokens_, " prompt tokens wait and ",
+                                         request.prompt.size(), " more exceed max-queue-tokens ",
+                                         options_.max_queue_tokens),
+                            RetryAfter()));
+  }
+  const absl::Time now = options_.clock->Now();
+  if (IsIdle()) last_progress_ = now;
+  ++queued_requests_;
+  queued_tokens_ += request.prompt.size();
+  ++unfinished_;
+  ++gauges_.requests_waiting;
+  const uint64_t id = next_id_++;
+  inbox_.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(sink),
+                                              weights_->config, *tokenizer_, now));
+  return id;
+}
+
+void EngineImpl::Cancel(RequestHandle handle) {
+  absl::MutexLock lock(&mutex_);
+  if (unfinished_ > 0) cancelled_.insert(handle);
+}
+
+void EngineImpl::BeginDrain() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+}
+
+bool EngineImpl::FinishDrain(absl::Time deadline) {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+  const absl::Condition idle(this, &EngineImpl::IsIdle);
+  if (mutex_.AwaitWithDeadline(idle, deadline)) return true;
+  cancel_all_ = true;
+  mutex_.Await(idle);
+  return false;
+}
+
+bool EngineImpl::MakingProgress(absl::Duration limit) const {
+  absl::MutexLock lock(&mutex_);
+  return unfinished_ == 0 || options_.clock->Now() - last_progress_ <= limit;
+}
+
+EngineGauges EngineImpl::gauges() const {
+  absl::MutexLock lock(&mutex_);
+  return gauges_;
+}
+
+bool EngineImpl::HasWork() const {
+  return stopping_ || cancel_all_ || !inbox_.empty() || !cancelled_.empty();
+}
+
+void EngineImpl::Loop() {
+  while (TakeInbox()) {
+    EndCancelledAndExpired();
+    const StepPlan plan = Plan();
+    if (plan.slices.empty()) continue;  // all that was left has just ended
+    AdmitPlanned(plan.admit);
+    RunStep(plan);
+  }
+  EndEverything();
+}
+
+// Waits for something to do. False when the engine stops.
+bool EngineImpl::TakeInbox() {
+  absl::MutexLock lock(&mutex_);
+  if (running_.empty() && waiting_.empty()) {
+    mutex_.Await(absl::Condition(this, &EngineImpl::HasWork));
+  }
+  for (Owned& sequence : inbox_) {
+    const WaitingView view = sequence->waiting_view();
+    waiting_.emplace(view, std::move(sequence));
+  }
+  inbox_.clear();
+  cancel_now_.clear();
+  std::swap(cancel_now_, cancelled_);
+  cancel_all_now_ = std::exchange(cancel_all_, false);
+  return !stopping_;
+}
+
+void EngineImpl::EndCancelledAndExpired() {
+  const absl::Time now = options_.clock->Now();
+  const auto verdict = [&](const Sequence& sequence) -> std::optional<FinishReason> {
+    if (cancel_all_now_ || cancel_now_.contains(sequence.id())) return FinishReason::kCancelled;
+    if (sequence.request().deadline <= now) return FinishReason::kDeadlineExceeded;
+    return std::nullopt;
+  };
+  std::vector<std::pair<WaitingView, FinishReason>> ended_waiting;
+  for (const auto& [view, sequence] : waiting_) {
+    if (const auto reason = verdict(*sequence)) ended_waiting.emplace_back(view, *reason);
+  }
+  for (const auto& [view, reason] : ended_waiting) EndWaiting(view, reason);
+
+  std::vector<Ending> ended_running;
+  for (const Owned& sequence : running_) {
+    if (const auto reason = verdict(*sequence)) {
+      ended_running.push_back({sequence->id(), *reason, absl::OkStatus()});
+    }
+  }
+  for (Ending& ending : ended_running) EndRunning(std::move(ending));
+}
+
+StepPlan EngineImpl::Plan() const {
+  std::vector<RunningView> running;
+  running.reserve(running_.size());
+  for (const Owned& sequence : running_) {
+    running.push_back({sequence->id(), sequence->prompt_left()});
+  }
+  // No more can be admitted at once than the batch has places.
+  std::vector<WaitingView> waiting;
+  for (const auto& [view, sequence] : waiting_) {
+    if (waiting.size() + running.size() >= options_.max_batch_size) break;
+    waiting.push_back(view);
+  }
+  return PlanStep({.running = running,
+                   .waiting = waiting,
+                   .max_batch_size = options_.max_batch_size,
+                   .max_batch_tokens = options_.max_batch_tokens,
+                   .max_prefill_tokens = chunk_budget_.tokens(),
+                   .free_kv_blocks = static_cast<uint32_t>(kv_pool_->free_blocks())});
+}
+
+// The plan admits from the front of the queue, in its order.
+void EngineImpl::AdmitPlanned(const std::vector<uint64_t>& ids) {
+  const absl::Time now = options_.clock->Now();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    auto node = waiting_.extract(waiting_.begin());
+    Owned& sequence = node.mapped();
+    const GenerationRequest& request = sequence->request();
+    absl::StatusOr<KvLease> lease = kv_pool_->Lease(request.prompt.size() + request.max_tokens);
+    // The plan counted the same blocks; a failure here is a broken invariant of this file.
+    sequence->Admit(std::move(lease).value(), now);
+    {
+      absl::MutexLock lock(&mutex_);
+      --queued_requests_;
+      queued_tokens_ -= request.prompt.size();
+    }
+    running_.push_back(std::move(sequence));
+  }
+  if (!ids.empty()) PublishGauges();
+}
+
+void EngineImpl::RunStep(const StepPlan& plan) {
+  const absl::Time start = options_.clock->Now();
+  std::unordered_map<uint64_t, Sequence*> by_id;
+  for (const Owned& sequence : running_) by_id[sequence->id()] = sequence.get();
+
+  step_.clear();
+  batch_.clear();
+  for (const PlannedSlice& planned : plan.slices) {
+    Sequence* const sequence = by_id.at(planned.id);
+    batch_.push_back(sequence->NextSlice(planned.tokens));
+    step_.push_back({.sequence = sequence,
+                     .tokens = planned.tokens,
+                     .decodes = sequence->prompt_left() == 0,
+                     .samples = false,
+                     .logit_row = 0,
+                     .token = 0});
+  }
+  transformer_.Forward(batch_);
+
+  size_t row = 0;
+  size_t logit_row = 0;
+  for (StepSlice& slice : step_) {
+    slice.samples = slice.sequence->Advance(slice.tokens);
+    if (slice.samples) slice.logit_row = logit_row++;
+    for (uint32_t i = 0; i < slice.tokens; ++i, ++row) {
+      slice.sequence->AddActivity(transformer_.activity(), row, cost_,
+                                  slice.samples && i + 1 == slice.tokens);
+    }
+  }
+  SampleTokens();
+
+  inter_token_latencies_.clear();
+  times_to_first_token_.clear();
+  std::vector<Ending> ended;
+  const absl::Time now = options_.clock->Now();
+  for (StepSlice& slice : step_) {
+    if (!slice.samples) continue;
+    if (!slice.token.ok()) {
+      ended.push_back({slice.sequence->id(), FinishReason::kError, slice.token.status()});
+      continue;
+    }
+    const std::optional<FinishReason> reason = slice.sequence->TakeToken(*slice.token, now);
+    if (const auto latency = slice.sequence->inter_token_latency()) {
+      inter_token_latencies_.push_back(*latency);
+    } else {
+      times_to_first_token_.push_back(slice.sequence->time_to_first_token());
+    }
+    if (reason.has_value()) ended.push_back({slice.sequence->id(), *reason, absl::OkStatus()});
+  }
+  // Counted first: who sees a request's end sees it in the metrics too.
+  Report(now - start);
+  for (Ending& ending : ended) EndRunning(std::move(ending));
+}
+
+// Sequences are dealt to the workers; each draw depends on its own sequence only.
+void EngineImpl::SampleTokens() {
+  pool_->Run([this](Worker& worker) {
+    for (size_t i = worker.index(); i < step_.size(); i += worker.team_size()) {
+      StepSlice& slice = step_[i];
+      if (!slice.samples) continue;
+      slice.token = samplers_[worker.index()].Sample(
+          transformer_.logits(slice.logit_row), slice.sequence->request().sampling,
+          /*sequence=*/0, slice.sequence->next_position(), slice.sequence->forbidden_tokens());
+    }
+  });
+}
+
+void EngineImpl::Report(absl::Duration duration) {
+  StepReport report;
+  report.duration = duration;
+  report.sequences = static_cast<uint32_t>(step_.size());
+  for (const StepSlice& slice : step_) {
+    (slice.decodes ? report.decode_tokens : report.prefill_tokens) += slice.tokens;
+  }
+  report.phase = report.prefill_tokens == 0  ? StepPhase::kDecode
+                 : report.decode_tokens == 0 ? StepPhase::kPrefill
+                                             : StepPhase::kMixed;
+  if (report.phase == StepPhase::kMixed) chunk_budget_.Update(report.prefill_tokens, duration);
+  report.layers = transformer_.activity();
+  report.inter_token_latencies = inter_token_latencies_;
+  report.times_to_first_token = times_to_first_token_;
+
+  const double head_rows = static_cast<double>(transformer_.num_logit_rows());
+  Cost flops{.performed = head_rows * cost_.HeadFlops(), .skipped = 0};
+  Cost bytes{.performed = head_rows > 0 ? cost_.HeadBytes() : 0, .skipped = 0};
+  for (const LayerActivity& layer : report.layers) {
+    for (const RowActivity& row : layer.rows) flops += cost_.LayerFlops(row);
+    bytes += cost_.LayerBytes(layer.ffn_union);
+  }
+  report.flops_performed = flops.performed;
+  report.flops_skipped = flops.skipped;
+  report.weight_bytes_read = bytes.performed;
+  report.weight_bytes_skipped = bytes.skipped;
+
+  PublishGauges();
+  const EngineGauges now = gauges();
+  report.requests_running = now.requests_running;
+  report.requests_waiting = now.requests_waiting;
+  report.kv_usage_ratio = now.kv_usage_ratio;
+  observer_->OnStep(report);
+}
+
+// Memory and counters first, then the sink: its client finds the world as it is without the
+// request.
+void EngineImpl::End(Owned sequence, FinishReason reason, absl::Status status) {
+  GenerationResult result = sequence->Finish(reason, std::move(status), options_.clock->Now());
+  const double seconds = absl::ToDoubleSeconds(result.timings.total - result.timings.queue);
+  PublishGauges();
+  observer_->OnFinish({reason, result.usage, result.timings});
+  sequence->sink().OnFinish(std::move(result));
+  sequence.reset();
+  absl::MutexLock lock(&mutex_);
+  --unfinished_;
+  mean_service_seconds_ += 0.1 * (seconds - mean_service_seconds_);
+}
+
+void EngineImpl::EndRunning(Ending ending) {
+  const auto it = std::find_if(running_.begin(), running_.end(),
+                               [&](const Owned& sequence) { return sequence->id() == ending.id; });
+  Owned sequence = std::move(*it);
+  running_.erase(it);
+  End(std::move(sequence), ending.reason, std::move(ending.status));
+}
+
+void EngineImpl::EndWaiting(const WaitingView& view, FinishReason reason) {
+  auto node = waiting_.extract(view);
+  {
+    absl::MutexLock lock(&mutex_);
+    --queued_requests_;
+    queued_tokens_ -= view.prompt_tokens;
+  }
+  End(std::move(node.mapped()), reason, absl::OkStatus());
+}
+
+void EngineImpl::EndEverything() {
+  cancel_all_now_ = true;
+  EndCancelledAndExpired();
+}
+
+void EngineImpl::PublishGauges() {
+  EngineGauges now;
+  {
+    absl::MutexLock lock(&mutex_);
+    last_progress_ = options_.clock->Now();
+    gauges_.requests_running = static_cast<uint32_t>(running_.size());
+    gauges_.requests_waiting = queued_requests_;
+    gauges_.kv_usage_ratio = kv_pool_->usage_ratio();
+    now = gauges_;
+  }
+  observer_->OnGauges(now);
+}
+
+absl::Status CheckAtLeastOne(absl::string_view option, uint64_t value) {
+  if (value >= 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(option, ": ", value, " is below 1"));
+}
+
+absl::Status CheckOptions(const EngineOptions& options) {
+  for (const auto& [name, value] :
+       {std::pair<const char*, uint64_t>{"max-batch-size", options.max_batch_size},
+        {"max-batch-tokens", options.max_batch_tokens},
+        {"max-queue-requests", options.max_queue_requests},
+        {"max-queue-tokens", options.max_queue_tokens}}) {
+    if (absl::Status status = CheckAtLeastOne(name, value); !status.ok()) return status;
+  }
+  if (options.max_batch_tokens < options.max_batch_size) {
+    return absl::InvalidArgumentError(absl::StrCat("max-batch-tokens: ", options.max_batch_tokens,
+                                                   " is below max-batch-size ",
+                                                   options.max_batch_size));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+size_t DefaultKvCacheBytes(const ModelConfig& config, uint32_t max_batch_size) {
+  const size_t context =
+      KvBlockPool::BlocksFor(config.max_position_embeddings) * KvBlockPool::BytesPerBlock(config);
+  return std::max(context, std::min(context * max_batch_size, MemoryLimitBytes() / 4));
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const ModelWeights> weights,
+                                                       std::shared_ptr<const Tokenizer> tokenizer,
+                                                       ComputeType compute,
+                                                       const EngineOptions& options,
+                                                       WorkerPool* pool, EngineObserver* observer) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  if (compute == ComputeType::kBF16 && weights->dtype != kernels::DType::kBF16) {
+    return absl::InvalidArgumentError("compute bf16 needs bf16 weights; these are f32");
+  }
+  EngineOptions resolved = options;
+  if (resolved.kv_cache_bytes == 0) {
+    resolved.kv_cache_bytes = DefaultKvCacheBytes(weights->config, options.max_batch_size);
+  }
+  auto kv_pool = KvBlockPool::Create(weights->config, resolved.kv_cache_bytes);
+  if (!kv_pool.ok()) return kv_pool.status();
+  return std::make_unique<EngineImpl>(std::move(weights), std::move(tokenizer), compute, resolved,
+                                      *std::move(kv_pool), pool, observer);
+}
+
+}  // namespace firesteel

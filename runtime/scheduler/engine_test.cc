@@ -1,0 +1,619 @@
+#include "runtime/scheduler/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "runtime/model/synthetic.h"
+#include "runtime/model/transformer.h"
+
+namespace firesteel {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelConfig SmallConfig() {
+  ModelConfig c = *NamedShape("spark-stories");
+  c.vocab_size = 97;
+  c.hidden_size = 64;
+  c.intermediate_size = 256;
+  c.num_layers = 2;
+  c.num_heads = 4;
+  c.num_kv_heads = 2;
+  c.head_dim = 16;
+  c.sliding_window = 24;
+  c.max_position_embeddings = 256;
+  c.layer_types.resize(2);
+  c.ffn_predictor_dim = 32;
+  c.ffn_top_k = 20;
+  c.attention_predictor_dim = 8;
+  c.attention_top_k = 8;
+  return c;
+}
+
+// Token 7 is "<7>".
+class NumberTokenizer final : public Tokenizer {
+ public:
+  NumberTokenizer() {
+    for (int i = 0; i < 97; ++i) bytes_.push_back("<" + std::to_string(i) + ">");
+  }
+  absl::StatusOr<std::vector<int32_t>> EncodePrompt(absl::string_view) const override {
+    return std::vector<int32_t>{2};
+  }
+  const std::string& TokenBytes(int32_t token) const override {
+    return bytes_[static_cast<size_t>(token)];
+  }
+
+ private:
+  std::vector<std::string> bytes_;
+};
+
+class ManualClock final : public Clock {
+ public:
+  absl::Time Now() const override {
+    absl::MutexLock lock(&mutex_);
+    return now_;
+  }
+  void Advance(absl::Duration d) {
+    absl::MutexLock lock(&mutex_);
+    now_ += d;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  absl::Time now_ ABSL_GUARDED_BY(mutex_) = absl::UnixEpoch() + absl::Hours(1);
+};
+
+class RecordingSink final : public GenerationSink {
+ public:
+  void OnDelta(TokenDelta delta) override {
+    absl::MutexLock lock(&mutex_);
+    EXPECT_FALSE(finished_) << "a delta behind the end";
+    text_ += delta.text;
+    tokens_.insert(tokens_.end(), delta.token_ids.begin(), delta.token_ids.end());
+  }
+  void OnFinish(GenerationResult result) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      result_ = std::move(result);
+      finished_ = true;
+    }
+    done_.Notify();  // dies if called twice
+  }
+  GenerationResult Wait() {
+    done_.WaitForNotification();
+    absl::MutexLock lock(&mutex_);
+    return result_;
+  }
+  // Waits for the first `n` tokens, or for the end.
+  void WaitForTokens(size_t n) {
+    absl::MutexLock lock(&mutex_);
+    wanted_ = n;
+    mutex_.Await(absl::Condition(this, &RecordingSink::HasWanted));
+  }
+  std::vector<int32_t> tokens() {
+    absl::MutexLock lock(&mutex_);
+    return tokens_;
+  }
+  std::string text() {
+    absl::MutexLock lock(&mutex_);
+    return text_;
+  }
+
+ private:
+  bool HasWanted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return tokens_.size() >= wanted_ || finished_;
+  }
+  absl::Mutex mutex_;
+  size_t wanted_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<int32_t> tokens_ ABSL_GUARDED_BY(mutex_);
+  std::string text_ ABSL_GUARDED_BY(mutex_);
+  GenerationResult result_ ABSL_GUARDED_BY(mutex_);
+  absl::Notification done_;
+};
+
+class CountingObserver final : public EngineObserver {
+ public:
+  void OnRejected(RejectionReason reason) override {
+    absl::MutexLock lock(&mutex_);
+    ++rejected[static_cast<size_t>(reason)];
+  }
+  void OnStep(const StepReport& report) override {
+    absl::MutexLock lock(&mutex_);
+    ++steps;
+    prefill_tokens += report.prefill_tokens;
+    decode_tokens += report.decode_tokens;
+    largest_step = std::max(largest_step, report.prefill_tokens + report.decode_tokens);
+    largest_batch = std::max(largest_batch, report.sequences);
+    first_tokens += report.times_to_first_token.size();
+    later_tokens += report.inter_token_latencies.size();
+    EXPECT_EQ(report.layers.size(), 2u);
+    EXPECT_EQ(report.layers[0].rows.size(), report.prefill_tokens + report.decode_tokens);
+    EXPECT_GT(report.flops_performed, 0);
+    EXPECT_GT(report.weight_bytes_skipped, 0);
+  }
+  void OnFinish(const FinishReport& report) override {
+    absl::MutexLock lock(&mutex_);
+    ++finished[static_cast<size_t>(report.reason)];
+  }
+  void OnGauges(const EngineGauges& gauges) override {
+    absl::MutexLock lock(&mutex_);
+    last = gauges;
+  }
+  EngineGauges gauges() {
+    absl::MutexLock lock(&mutex_);
+    return last;
+  }
+  uint64_t Finished(FinishReason reason) {
+    absl::MutexLock lock(&mutex_);
+    return finished[static_cast<size_t>(reason)];
+  }
+
+  absl::Mutex mutex_;
+  uint64_t rejected[kNumRejectionReasons] = {};
+  uint64_t finished[kNumFinishReasons] = {};
+  uint64_t steps = 0;
+  uint64_t prefill_tokens = 0;
+  uint64_t decode_tokens = 0;
+  uint32_t largest_step = 0;
+  uint32_t largest_batch = 0;
+  uint64_t first_tokens = 0;
+  uint64_t later_tokens = 0;
+  EngineGauges last;
+};
+
+class EngineTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<Engine> Make(EngineOptions options = {}, size_t threads = 2) {
+    pools_.push_back(std::make_unique<WorkerPool>(threads));
+    auto engine = Engine::Create(weights_, tokenizer_, ComputeType::kF32, options,
+                                 pools_.back().get(), &observer_);
+    EXPECT_TRUE(engine.ok()) << engine.status();
+    return *std::move(engine);
+  }
+  static GenerationRequest Request(uint32_t seed, size_t prompt, uint32_t max_tokens) {
+    GenerationRequest request;
+    std::mt19937 random(seed);
+    for (size_t i = 0; i < prompt; ++i) {
+      request.prompt.push_back(static_cast<int32_t>(3 + random() % 90));
+    }
+    request.max_tokens = max_tokens;
+    request.sampling.seed = seed;
+    request.stopping.ignore_eos = true;
+    return request;
+  }
+  static GenerationRequest Greedy(uint32_t seed, size_t prompt, uint32_t max_tokens) {
+    GenerationRequest request = Request(seed, prompt, max_tokens);
+    request.sampling.temperature = 0;
+    return request;
+  }
+  std::shared_ptr<RecordingSink> Submit(Engine& engine, GenerationRequest request,
+                                        Engine::RequestHandle* handle = nullptr) {
+    auto sink = std::make_shared<RecordingSink>();
+    auto submitted = engine.Submit(std::move(request), sink);
+    EXPECT_TRUE(submitted.ok()) << submitted.status();
+    if (submitted.ok() && handle != nullptr) *handle = *submitted;
+    return sink;
+  }
+
+  std::shared_ptr<const ModelWeights> weights_ =
+      MakeSyntheticWeights(SmallConfig(), kernels::DType::kBF16, 3);
+  std::shared_ptr<const Tokenizer> tokenizer_ = std::make_shared<NumberTokenizer>();
+  CountingObserver observer_;
+  std::vector<std::unique_ptr<WorkerPool>> pools_;
+};
+
+TEST_F(EngineTest, GreedyIsWhatTheModelSays) {
+  auto engine = Make({.max_batch_tokens = 32});
+  const GenerationRequest request = Greedy(1, 50, 20);
+  auto sink = Submit(*engine, request);
+  const GenerationResult result = sink->Wait();
+
+  WorkerPool pool(1);
+  auto cache = std::move(KvBlockPool::Create(weights_->config,
+                                             KvBlockPool::BytesPerBlock(weights_->config) * 8))
+                   .value();
+  const KvLease lease = std::move(cache->Lease(70)).value();
+  Transformer model(weights_, ComputeType::kF32, &pool, 64, 1);
+  std::vector<int32_t> ids = request.prompt;
+  std::vector<int32_t> expected;
+  size_t computed = 0;
+  while (expected.size() < 20) {
+    const SequenceSlice slice{std::span(ids).subspan(computed), computed, lease.blocks(),
+                              LogitRows::kLast};
+    model.Forward({&slice, 1});
+    computed = ids.size();
+    const auto logits = model.logits(0);
+    expected.push_back(
+        static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+    ids.push_back(expected.back());
+  }
+  EXPECT_EQ(sink->tokens(), expected);
+  std::string text;
+  for (int32_t t : expected) text += tokenizer_->TokenBytes(t);
+  EXPECT_EQ(sink->text(), text);
+  EXPECT_EQ(result.reason, FinishReason::kLength);
+  EXPECT_EQ(result.usage.prompt_tokens, 50u);
+  EXPECT_EQ(result.usage.generated_tokens, 20u);
+  EXPECT_NEAR(result.sparsity.ffn_active_fraction, 20.0 / 256, 0.03);
+  EXPECT_GT(result.sparsity.flops_skipped_fraction, 0.1);
+  EXPECT_LT(result.sparsity.flops_skipped_fraction, 0.9);
+  EXPECT_GT(result.sparsity.attention_attended_positions, 1);
+  EXPECT_LE(result.timings.first_token, result.timings.total);
+  EXPECT_GE(result.timings.prefill, absl::ZeroDuration());
+}
+
+TEST_F(EngineTest, OutputDoesNotDependOnBatchMatesThreadsOrChunks) {
+  constexpr uint32_t kRequests = 24;
+  const auto run = [&](EngineOptions options, size_t threads, bool one_at_a_time) {
+    auto engine = Make(options, threads);
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (uint32_t i = 0; i < kRequests; ++i) {
+      GenerationRequest request = Request(i, 1 + 7 * i, 10 + i);
+      request.sampling.top_k = i % 3 == 0 ? 20 : 0;
+      request.sampling.top_p = i % 2 == 0 ? 0.9f : 1.0f;
+      sinks.push_back(Submit(*engine, request));
+      if (one_at_a_time) sinks.back()->Wait();
+    }
+    std::vector<std::vector<int32_t>> tokens;
+    for (auto& sink : sinks) {
+      EXPECT_EQ(sink->Wait().reason, FinishReason::kLength);
+      tokens.push_back(sink->tokens());
+    }
+    return tokens;
+  };
+  const auto alone = run({.max_batch_size = 1, .max_batch_tokens = 256}, 1, true);
+  EXPECT_EQ(run({.max_batch_size = 8, .max_batch_tokens = 16}, 2, false), alone);
+  EXPECT_EQ(run({.max_batch_size = 32, .max_batch_tokens = 100}, 3, false), alone);
+  EXPECT_NE(alone[1], alone[2]);
+}
+
+TEST_F(EngineTest, BudgetsHoldAndCountersBalance) {
+  auto engine = Make({.max_batch_size = 4, .max_batch_tokens = 20});
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  uint64_t prompt = 0;
+  uint64_t generated = 0;
+  for (uint32_t i = 0; i < 30; ++i) {
+    sinks.push_back(Submit(*engine, Request(i, 1 + i * 3, 1 + i % 9)));
+    prompt += 1 + i * 3;
+    generated += 1 + i % 9;
+  }
+  for (auto& sink : sinks) sink->Wait();
+  ASSERT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+  absl::MutexLock lock(&observer_.mutex_);
+  EXPECT_EQ(observer_.prefill_tokens, prompt);
+  EXPECT_EQ(observer_.decode_tokens,
+            generated - 30);  // the first token comes from the prompt's last row
+  EXPECT_EQ(observer_.first_tokens, 30u);
+  EXPECT_EQ(observer_.later_tokens, generated - 30);
+  EXPECT_LE(observer_.largest_step, 20u);
+  EXPECT_EQ(observer_.largest_batch, 4u);
+  EXPECT_EQ(observer_.finished[static_cast<size_t>(FinishReason::kLength)], 30u);
+  EXPECT_EQ(observer_.last.requests_running, 0u);
+  EXPECT_EQ(observer_.last.requests_waiting, 0u);
+  EXPECT_EQ(observer_.last.kv_usage_ratio, 0.0);
+}
+
+TEST_F(EngineTest, Stopping) {
+  auto engine = Make();
+  auto sink = Submit(*engine, Request(9, 5, 12));
+  sink->Wait();
+  const std::vector<int32_t> free_run = sink->tokens();
+  ASSERT_EQ(free_run.size(), 12u);
+
+  // A token that comes first at some position ≥ 2, so that the others are generated before it.
+  size_t at = 2;
+  while (at < free_run.size() &&
+         std::count(free_run.begin(), free_run.begin() + static_cast<ptrdiff_t>(at), free_run[at]) >
+             0)
+    ++at;
+  ASSERT_LT(at, free_run.size()) << "choose another seed: the run repeats itself";
+  const int32_t token = free_run[at];
+  const std::string bytes = tokenizer_->TokenBytes(token);
+
+  GenerationRequest by_id = Request(9, 5, 12);
+  by_id.stopping.stop_token_ids = {token};
+  sink = Submit(*engine, by_id);
+  EXPECT_EQ(sink->Wait().reason, FinishReason::kStop);
+  EXPECT_EQ(sink->Wait().stop_match, bytes);
+  EXPECT_EQ(sink->tokens().size(), at + 1);
+  EXPECT_THAT(sink->text(), Not(HasSubstr(bytes)));
+
+  GenerationRequest by_text = Request(9, 5, 12);
+  by_text.stopping.stop = {bytes};
+  sink = Submit(*engine, by_text);
+  EXPECT_EQ(sink->Wait().reason, FinishReason::kStop);
+  EXPECT_EQ(sink->Wait().stop_match, bytes);
+  EXPECT_THAT(sink->text(), Not(HasSubstr(bytes)));
+  EXPECT_EQ(sink->Wait().usage.generated_tokens, at + 1);
+
+  // Not before min_tokens: the stop token can't even be drawn until then.
+  by_id.stopping.min_tokens = static_cast<uint32_t>(at) + 2;
+  sink = Submit(*engine, by_id);
+  sink->Wait();
+  EXPECT_GE(sink->tokens().size(), at + 2);
+  EXPECT_NE(sink->tokens()[at], token);
+}
+
+TEST_F(EngineTest, EosEndsUnlessIgnored) {
+  ModelConfig config = SmallConfig();
+  auto engine = Make();
+  auto sink = Submit(*engine, Greedy(9, 5, 12));
+  sink->Wait();
+  // The same weights, with the third token of that run as eos.
+  config.eos_token_ids = {sink->tokens()[2]};
+  weights_ = MakeSyntheticWeights(config, kernels::DType::kBF16, 3);
+  engine = Make();
+  GenerationRequest request = Greedy(9, 5, 12);
+  request.stopping.ignore_eos = false;
+  auto ended = Submit(*engine, request);
+  EXPECT_EQ(ended->Wait().reason, FinishReason::kEos);
+  EXPECT_LE(ended->tokens().size(), 3u);
+  EXPECT_EQ(ended->tokens().back(), config.eos_token_ids[0]);
+  auto ignored = Submit(*engine, Greedy(9, 5, 12));
+  EXPECT_EQ(ignored->Wait().reason, FinishReason::kLength);
+  EXPECT_EQ(ignored->tokens(), sink->tokens());
+}
+
+TEST_F(EngineTest, CancelFreesMemoryAndNeighboursDoNotNotice) {
+  auto engine = Make();
+  auto alone = Submit(*engine, Request(77, 30, 100));
+  alone->Wait();
+
+  Engine::RequestHandle handle = 0;
+  auto neighbour = Submit(*engine, Request(77, 30, 100));
+  auto victim = Submit(*engine, Request(78, 100, 150), &handle);
+  victim->WaitForTokens(3);
+  engine->Cancel(handle);
+  EXPECT_EQ(victim->Wait().reason, FinishReason::kCancelled);
+  EXPECT_LT(victim->tokens().size(), 150u);
+  EXPECT_EQ(neighbour->Wait().reason, FinishReason::kLength);
+  EXPECT_EQ(neighbour->tokens(), alone->tokens());
+  engine->Cancel(handle);   // long gone
+  engine->Cancel(1234567);  // never was
+  ASSERT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+  EXPECT_EQ(engine->gauges().kv_usage_ratio, 0.0);
+}
+
+TEST_F(EngineTest, DeadlinesEndWaitingAndRunning) {
+  ManualClock clock;
+  auto engine = Make({.max_batch_size = 1, .clock = &clock});
+  GenerationRequest slow = Request(1, 10, 200);
+  slow.deadline = clock.Now() + absl::Seconds(1);
+  auto running = Submit(*engine, slow);
+  running->WaitForTokens(1);
+  GenerationRequest late = Request(2, 10, 5);
+  late.deadline = clock.Now();
+  auto expired = Submit(*engine, late);
+  EXPECT_EQ(expired->Wait().reason, FinishReason::kDeadlineExceeded);
+  EXPECT_EQ(expired->tokens().size(), 0u);
+  clock.Advance(absl::Seconds(1));
+  // Unless it was quicker than this thread, which 200 steps are not by far on any machine we know.
+  EXPECT_EQ(running->Wait().reason, FinishReason::kDeadlineExceeded);
+  EXPECT_GE(running->Wait().timings.total, absl::Seconds(1));
+}
+
+// A sink that holds the engine's thread at its first delta until released.
+class BlockingSink final : public GenerationSink {
+ public:
+  void OnDelta(TokenDelta) override {
+    if (first_) {
+      first_ = false;
+      entered.Notify();
+      release.WaitForNotification();
+    }
+  }
+  void OnFinish(GenerationResult) override { done.Notify(); }
+  absl::Notification entered;
+  absl::Notification release;
+  absl::Notification done;
+
+ private:
+  bool first_ = true;
+};
+
+TEST_F(EngineTest, QueueBoundsRefuseBeforeAnyWork) {
+  auto engine = Make({.max_batch_size = 1, .max_queue_requests = 2, .max_queue_tokens = 30});
+  auto blocker = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(Request(0, 4, 2), blocker).ok());
+  blocker->entered.WaitForNotification();  // running; the queue is empty
+
+  auto first = Submit(*engine, Request(1, 10, 1));
+  auto never = std::make_shared<RecordingSink>();
+  auto refused = engine->Submit(Request(2, 21, 1), never);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("max-queue-tokens 30"));
+  auto second = Submit(*engine, Request(3, 20, 1));
+  refused = engine->Submit(Request(4, 1, 1), never);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("max-queue-requests 2"));
+  int64_t retry_ms = 0;
+  ASSERT_TRUE(refused.status().GetPayload(kRetryAfterPayload).has_value());
+  ASSERT_TRUE(
+      absl::SimpleAtoi(std::string(*refused.status().GetPayload(kRetryAfterPayload)), &retry_ms));
+  EXPECT_GE(retry_ms, 50);
+  EXPECT_EQ(engine->gauges().requests_waiting, 2u);
+
+  blocker->release.Notify();
+  EXPECT_EQ(first->Wait().reason, FinishReason::kLength);
+  EXPECT_EQ(second->Wait().reason, FinishReason::kLength);
+  absl::MutexLock lock(&observer_.mutex_);
+  EXPECT_EQ(observer_.rejected[static_cast<size_t>(RejectionReason::kQueueFull)], 1u);
+  EXPECT_EQ(observer_.rejected[static_cast<size_t>(RejectionReason::kQueueTokens)], 1u);
+  EXPECT_EQ(never->tokens().size(), 0u);
+}
+
+TEST_F(EngineTest, HigherPriorityIsAdmittedFirst) {
+  auto engine = Make({.max_batch_size = 1});
+  auto blocker = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(Request(0, 4, 2), blocker).ok());
+  blocker->entered.WaitForNotification();
+  // Each finds at its end how many ended before it.
+  struct OrderSink final : GenerationSink {
+    explicit OrderSink(std::atomic<int>* n) : next(n) {}
+    void OnDelta(TokenDelta) override {}
+    void OnFinish(GenerationResult) override {
+      place = next->fetch_add(1);
+      done.Notify();
+    }
+    std::atomic<int>* next;
+    int place = -1;
+    absl::Notification done;
+  };
+  std::atomic<int> next{0};
+  std::vector<std::shared_ptr<OrderSink>> sinks;
+  for (int32_t priority : {0, -1, 5, 5}) {
+    sinks.push_back(std::make_shared<OrderSink>(&next));
+    GenerationRequest request = Request(1, 3, 2);
+    request.priority = priority;
+    ASSERT_TRUE(engine->Submit(std::move(request), sinks.back()).ok());
+  }
+  blocker->release.Notify();
+  for (auto& sink : sinks) sink->done.WaitForNotification();
+  EXPECT_EQ(sinks[0]->place, 2);
+  EXPECT_EQ(sinks[1]->place, 3);
+  EXPECT_EQ(sinks[2]->place, 0);
+  EXPECT_EQ(sinks[3]->place, 1);
+}
+
+TEST_F(EngineTest, RequestsThatCanNeverFitAreRefused) {
+  const size_t block = KvBlockPool::BytesPerBlock(weights_->config);
+  auto engine = Make({.kv_cache_bytes = 2 * block});
+  EXPECT_EQ(engine->kv_capacity_tokens(), 64u);
+  auto sink = std::make_shared<RecordingSink>();
+  const auto refused = engine->Submit(Request(1, 60, 5), sink);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("64 tokens"));
+  EXPECT_FALSE(refused.status().GetPayload(kRetryAfterPayload).has_value());
+  // What fits goes through, one after the other.
+  auto a = Submit(*engine, Request(2, 40, 24));
+  auto b = Submit(*engine, Request(3, 40, 24));
+  EXPECT_EQ(a->Wait().reason, FinishReason::kLength);
+  EXPECT_EQ(b->Wait().reason, FinishReason::kLength);
+
+  GenerationRequest bad = Request(1, 10, 5);
+  bad.prompt[3] = 97;
+  EXPECT_EQ(engine->Submit(bad, sink).status().code(), absl::StatusCode::kInvalidArgument);
+  bad.prompt[3] = -1;
+  EXPECT_EQ(engine->Submit(bad, sink).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(engine->Submit(Request(1, 0, 5), sink).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(engine->Submit(Request(1, 5, 0), sink).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(engine->Submit(Request(1, 200, 57), sink).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(EngineTest, OptionsAreChecked) {
+  WorkerPool pool(1);
+  const auto create = [&](EngineOptions options) {
+    return Engine::Create(weights_, tokenizer_, ComputeType::kF32, options, &pool, &observer_)
+        .status();
+  };
+  EXPECT_THAT(std::string(create({.max_batch_size = 0}).message()), HasSubstr("max-batch-size"));
+  EXPECT_THAT(std::string(create({.max_batch_size = 9, .max_batch_tokens = 8}).message()),
+              HasSubstr("max-batch-tokens: 8 is below max-batch-size 9"));
+  EXPECT_THAT(std::string(create({.max_queue_requests = 0}).message()),
+              HasSubstr("max-queue-requests"));
+  EXPECT_THAT(std::string(create({.max_queue_tokens = 0}).message()),
+              HasSubstr("max-queue-tokens"));
+  EXPECT_THAT(std::string(create({.kv_cache_bytes = 5}).message()), HasSubstr("kv-cache-bytes 5"));
+  weights_ = MakeSyntheticWeights(SmallConfig(), kernels::DType::kF32, 3);
+  EXPECT_EQ(Engine::Create(weights_, tokenizer_, ComputeType::kBF16, {}, &pool, &observer_)
+                .status()
+                .code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(EngineTest, DrainFinishesOrCancels) {
+  auto engine = Make();
+  auto quick = Submit(*engine, Request(1, 5, 5));
+  engine->BeginDrain();
+  EXPECT_EQ(engine->Submit(Request(2, 5, 5), std::make_shared<RecordingSink>()).status().code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+  EXPECT_EQ(quick->Wait().reason, FinishReason::kLength);
+
+  engine = Make();
+  auto blocker = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(Request(3, 5, 200), blocker).ok());
+  blocker->entered.WaitForNotification();
+  std::thread releaser([&] { blocker->release.Notify(); });
+  EXPECT_FALSE(engine->FinishDrain(absl::InfinitePast()));
+  releaser.join();
+  blocker->done.WaitForNotification();
+}
+
+TEST_F(EngineTest, DestructionEndsWhatRuns) {
+  auto engine = Make({.max_batch_size = 1});
+  auto running = Submit(*engine, Request(1, 5, 250));
+  auto waiting = Submit(*engine, Request(2, 5, 250));
+  running->WaitForTokens(1);
+  engine.reset();
+  EXPECT_EQ(running->Wait().reason, FinishReason::kCancelled);
+  EXPECT_EQ(waiting->Wait().reason, FinishReason::kCancelled);
+}
+
+TEST_F(EngineTest, WatchdogSeesAStuckStep) {
+  ManualClock clock;
+  auto engine = Make({.clock = &clock});
+  clock.Advance(absl::Hours(1));
+  EXPECT_TRUE(engine->MakingProgress(absl::Seconds(1))) << "idle is not stuck";
+  auto blocker = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(Request(1, 5, 3), blocker).ok());
+  blocker->entered.WaitForNotification();
+  EXPECT_TRUE(engine->MakingProgress(absl::Seconds(1)));
+  clock.Advance(absl::Seconds(2));
+  EXPECT_FALSE(engine->MakingProgress(absl::Seconds(1)));
+  blocker->release.Notify();
+  blocker->done.WaitForNotification();
+}
+
+TEST_F(EngineTest, ManyClientsSubmitAndCancelAtOnce) {
+  auto engine = Make({.max_batch_size = 6, .max_batch_tokens = 40});
+  std::atomic<uint64_t> ended{0};
+  constexpr int kClients = 4;
+  constexpr int kEach = 60;
+  std::vector<std::thread> clients;
+  for (int c = 0; c < kClients; ++c) {
+    clients.emplace_back([&, c] {
+      std::mt19937 random(static_cast<uint32_t>(c));
+      for (int i = 0; i < kEach; ++i) {
+        Engine::RequestHandle handle = 0;
+        auto sink = Submit(*engine,
+                           Request(static_cast<uint32_t>(c * 1000 + i), 1 + random() % 60,
+                                   static_cast<uint32_t>(1 + random() % 20)),
+                           &handle);
+        if (random() % 3 == 0) {
+          sink->WaitForTokens(random() % 4);
+          engine->Cancel(handle);
+        }
+        const GenerationResult result = sink->Wait();
+        EXPECT_TRUE(result.reason == FinishReason::kLength ||
+                    result.reason == FinishReason::kCancelled);
+        EXPECT_EQ(result.usage.generated_tokens, sink->tokens().size());
+        ended.fetch_add(1);
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  ASSERT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+  EXPECT_EQ(ended.load(), static_cast<uint64_t>(kClients * kEach));
+  EXPECT_EQ(
+      observer_.Finished(FinishReason::kLength) + observer_.Finished(FinishReason::kCancelled),
+      static_cast<uint64_t>(kClients * kEach));
+  EXPECT_EQ(engine->gauges().kv_usage_ratio, 0.0);
+  EXPECT_EQ(observer_.gauges().requests_running, 0u);
+}
+
+}  // namespace
+}  // namespace firesteel

@@ -1,0 +1,31 @@
+#include "runtime/scheduler/observer.h"
+
+namespace firesteel {
+
+const char* RejectionReasonName(RejectionReason reason) {
+  switch (reason) {
+    case RejectionReason::kQueueFull:
+      return "queue_full";
+    case RejectionReason::kQueueTokens:
+      return "queue_tokens";
+    case RejectionReason::kKvCache:
+      return "kv_cache";
+    case RejectionReason::kDraining:
+      return "draining";
+  }
+  return "unknown";
+}
+
+const char* StepPhaseName(StepPhase phase) {
+  switch (phase) {
+    case StepPhase::kPrefill:
+      return "prefill";
+    case StepPhase::kDecode:
+      return "decode";
+    case StepPhase::kMixed:
+      return "mixed";
+  }
+  return "unknown";
+}
+
+}  // namespace firesteel

@@ -1,0 +1,204 @@
+#include "runtime/scheduler/policy.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <vector>
+
+namespace firesteel {
+namespace {
+
+using ::testing::ElementsAre;
+using Slices = std::vector<PlannedSlice>;
+
+struct Case {
+  const char* name;
+  std::vector<RunningView> running;
+  std::vector<WaitingView> waiting;
+  uint32_t max_batch_size = 4;
+  uint32_t max_batch_tokens = 16;
+  uint32_t max_prefill_tokens = 16;
+  uint32_t free_kv_blocks = 100;
+  std::vector<uint64_t> admit;
+  Slices slices;
+};
+
+WaitingView Waits(uint64_t id, uint32_t prompt, uint32_t blocks = 1, int32_t priority = 0) {
+  return {.id = id, .priority = priority, .prompt_tokens = prompt, .kv_blocks = blocks};
+}
+
+TEST(PlanStep, Table) {
+  const std::vector<Case> cases = {
+      {.name = "nothing"},
+      {.name = "decodes get one row each", .running = {{1, 0}, {2, 0}}, .slices = {{1, 1}, {2, 1}}},
+      {.name = "decodes come first, prompts share the rest in order of admission",
+       .running = {{1, 20}, {2, 0}, {3, 5}},
+       .slices = {{2, 1}, {1, 15}}},
+      {.name = "a short prompt leaves room for the next",
+       .running = {{1, 6}, {2, 0}, {3, 50}},
+       .slices = {{2, 1}, {1, 6}, {3, 9}}},
+      {.name = "the prefill budget binds beside decodes",
+       .running = {{1, 50}, {2, 0}},
+       .max_prefill_tokens = 4,
+       .slices = {{2, 1}, {1, 4}}},
+      {.name = "the prefill budget does not bind without decodes",
+       .running = {{1, 50}},
+       .max_prefill_tokens = 4,
+       .slices = {{1, 16}}},
+      {.name = "requests join at once",
+       .running = {{1, 0}},
+       .waiting = {Waits(2, 3), Waits(3, 4)},
+       .admit = {2, 3},
+       .slices = {{1, 1}, {2, 3}, {3, 4}}},
+      {.name = "a full batch admits nobody",
+       .running = {{1, 0}, {2, 0}, {3, 0}, {4, 0}},
+       .waiting = {Waits(5, 3)},
+       .slices = {{1, 1}, {2, 1}, {3, 1}, {4, 1}}},
+      {.name = "places are counted",
+       .running = {{1, 0}, {2, 0}, {3, 0}},
+       .waiting = {Waits(4, 1), Waits(5, 1)},
+       .admit = {4},
+       .slices = {{1, 1}, {2, 1}, {3, 1}, {4, 1}}},
+      {.name = "no admission without a token for it",
+       .running = {{1, 100}},
+       .waiting = {Waits(2, 1)},
+       .slices = {{1, 16}}},
+      {.name = "what does not fit into the cache holds up those behind",
+       .waiting = {Waits(1, 3, 5), Waits(2, 3, 7), Waits(3, 3, 1)},
+       .free_kv_blocks = 11,
+       .admit = {1},
+       .slices = {{1, 3}}},
+      {.name = "exactly fitting is fitting",
+       .waiting = {Waits(1, 3, 5), Waits(2, 3, 6)},
+       .free_kv_blocks = 11,
+       .admit = {1, 2},
+       .slices = {{1, 3}, {2, 3}}},
+      {.name = "a batch of decodes as large as the budget",
+       .running = {{1, 0}, {2, 0}},
+       .waiting = {Waits(3, 1)},
+       .max_batch_tokens = 2,
+       .slices = {{1, 1}, {2, 1}}},
+  };
+  for (const Case& c : cases) {
+    const StepPlan plan = PlanStep({.running = c.running,
+                                    .waiting = c.waiting,
+                                    .max_batch_size = c.max_batch_size,
+                                    .max_batch_tokens = c.max_batch_tokens,
+                                    .max_prefill_tokens = c.max_prefill_tokens,
+                                    .free_kv_blocks = c.free_kv_blocks});
+    EXPECT_EQ(plan.admit, c.admit) << c.name;
+    EXPECT_EQ(plan.slices, c.slices) << c.name;
+  }
+}
+
+TEST(AdmittedBefore, PriorityThenArrival) {
+  std::vector<WaitingView> queue = {Waits(1, 1, 1, 0), Waits(2, 1, 1, 5), Waits(3, 1, 1, -1),
+                                    Waits(4, 1, 1, 5)};
+  std::sort(queue.begin(), queue.end(), AdmittedBefore);
+  std::vector<uint64_t> ids;
+  for (const WaitingView& w : queue) ids.push_back(w.id);
+  EXPECT_THAT(ids, ElementsAre(2, 4, 1, 3));
+}
+
+// Random arrivals and lengths, driven by the policy alone: budgets hold in each step, blocks
+// balance, and every request ends, in the order of admission where they are alike.
+TEST(PlanStep, InvariantsUnderRandomArrivals) {
+  for (uint32_t seed = 0; seed < 50; ++seed) {
+    std::mt19937 random(seed);
+    const auto pick = [&](uint32_t lo, uint32_t hi) {
+      return static_cast<uint32_t>(lo + random() % (hi - lo + 1));
+    };
+    const uint32_t batch = pick(1, 6);
+    const uint32_t tokens = pick(batch, 24);
+    const uint32_t total_blocks = pick(8, 20);
+    struct Live {
+      WaitingView view;
+      uint32_t prompt_left;
+      uint32_t decodes_left;
+    };
+    std::vector<WaitingView> waiting;
+    std::vector<Live> running;
+    uint32_t free_blocks = total_blocks;
+    uint64_t arrived = 0;
+    uint64_t finished = 0;
+    uint64_t steps = 0;
+    for (; steps < 5000 && (arrived < 60 || finished < arrived); ++steps) {
+      if (arrived < 60 && pick(0, 2) == 0)
+        waiting.push_back(Waits(++arrived, pick(1, 40), pick(1, 8)));
+      std::vector<RunningView> views;
+      for (const Live& live : running) views.push_back({live.view.id, live.prompt_left});
+      const StepPlan plan = PlanStep({views, waiting, batch, tokens, pick(1, tokens), free_blocks});
+      for (uint64_t id : plan.admit) {
+        ASSERT_EQ(id, waiting.front().id);
+        ASSERT_LE(waiting.front().kv_blocks, free_blocks);
+        free_blocks -= waiting.front().kv_blocks;
+        running.push_back({waiting.front(), waiting.front().prompt_tokens, pick(1, 10)});
+        waiting.erase(waiting.begin());
+      }
+      ASSERT_LE(running.size(), batch);
+      ASSERT_TRUE(!plan.slices.empty() || (running.empty() && waiting.empty()));
+      uint32_t used = 0;
+      std::map<uint64_t, uint32_t> served;
+      for (const PlannedSlice& slice : plan.slices) {
+        ASSERT_GE(slice.tokens, 1u);
+        ASSERT_TRUE(served.emplace(slice.id, slice.tokens).second) << "a sequence twice in a step";
+        used += slice.tokens;
+      }
+      ASSERT_LE(used, tokens);
+      for (auto live = running.begin(); live != running.end();) {
+        const auto it = served.find(live->view.id);
+        if (live->prompt_left == 0) {
+          ASSERT_NE(it, served.end()) << "a decoding sequence was left out";
+        }
+        if (it != served.end()) {
+          ASSERT_LE(it->second, std::max(1u, live->prompt_left));
+          if (live->prompt_left > 0) {
+            live->prompt_left -= it->second;
+          } else if (--live->decodes_left == 0) {
+            free_blocks += live->view.kv_blocks;
+            ++finished;
+            live = running.erase(live);
+            continue;
+          }
+        }
+        ++live;
+      }
+    }
+    EXPECT_EQ(finished, 60u) << "seed " << seed;
+    EXPECT_EQ(free_blocks, total_blocks) << "seed " << seed;
+  }
+}
+
+TEST(ChunkBudget, NoTargetNoChange) {
+  ChunkBudget budget(absl::ZeroDuration(), 256);
+  budget.Update(256, absl::Seconds(10));
+  EXPECT_EQ(budget.tokens(), 256u);
+}
+
+TEST(ChunkBudget, ShrinksInProportionAndGrowsBack) {
+  ChunkBudget budget(absl::Milliseconds(20), 256);
+  budget.Update(256, absl::Milliseconds(40));
+  EXPECT_EQ(budget.tokens(), 128u);
+  budget.Update(128, absl::Milliseconds(18));  // close to the target: stays
+  EXPECT_EQ(budget.tokens(), 128u);
+  budget.Update(50, absl::Milliseconds(5));  // the prompt was short, says nothing about 128
+  EXPECT_EQ(budget.tokens(), 128u);
+  budget.Update(128, absl::Milliseconds(10));
+  EXPECT_EQ(budget.tokens(), 160u);
+  for (int i = 0; i < 100; ++i) budget.Update(budget.tokens(), absl::Milliseconds(1));
+  EXPECT_EQ(budget.tokens(), 256u);
+  for (int i = 0; i < 100; ++i) budget.Update(budget.tokens(), absl::Seconds(1));
+  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens);
+}
+
+TEST(ChunkBudget, TinyMaximum) {
+  ChunkBudget budget(absl::Milliseconds(1), 3);
+  budget.Update(3, absl::Seconds(1));
+  EXPECT_EQ(budget.tokens(), 3u);
+}
+
+}  // namespace
+}  // namespace firesteel
