@@ -24,6 +24,8 @@ CostModel::CostModel(const ModelWeights& weights) {
   bytes_per_neuron_ = element * (up_in + d);
   flops_per_visible_ = 2 * scored;
   flops_per_attended_ = 2 * (head_dim - scored + head_dim);  // rest of the key, value
+  kv_bytes_per_visible_ = sizeof(float) * scored * static_cast<double>(c.num_kv_heads);
+  kv_bytes_per_attended_ = sizeof(float) * (head_dim - scored + head_dim);
   head_flops_ = 2 * d * static_cast<double>(c.vocab_size);
   head_bytes_ = element * d * static_cast<double>(c.vocab_size);
 }
@@ -40,6 +42,10 @@ Cost CostModel::LayerBytes(size_t ffn_union) const {
   const double read = static_cast<double>(ffn_union);
   return {.performed = dense_bytes_ + bytes_per_neuron_ * read,
           .skipped = bytes_per_neuron_ * (neurons_ - read)};
+}
+
+double CostModel::KvBytes(const RowActivity& row) const {
+  return kv_bytes_per_visible_ * row.visible + kv_bytes_per_attended_ * row.attended;
 }
 
 }  // namespace firesteel

@@ -38,6 +38,9 @@ class CostModel {
   /// Bytes of weights that one layer reads in a step, each once, when `ffn_union` neurons are
   /// needed.
   Cost LayerBytes(size_t ffn_union) const;
+  /// Bytes of the KV cache that one token reads in one layer: what is scored once a key/value head,
+  /// what is attended once a query head (heads of a group seldom keep the same positions).
+  double KvBytes(const RowActivity& row) const;
   /// Bytes of the output head, read once a step in which any token needs logits.
   double HeadBytes() const { return head_bytes_; }
 
@@ -51,6 +54,8 @@ class CostModel {
   double flops_per_attended_;  // of a head and position: the rest
   double dense_bytes_;
   double bytes_per_neuron_;
+  double kv_bytes_per_visible_;
+  double kv_bytes_per_attended_;
   double head_flops_;
   double head_bytes_;
 };

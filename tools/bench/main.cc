@@ -1,0 +1,227 @@
+// firesteel-bench: prefill and decode speed of a model, without a server, beside its dense twin in
+// one alternating run.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/simd_target.h"
+#include "runtime/model/synthetic.h"
+#include "runtime/threading/cpu_topology.h"
+#include "tools/bench/machine.h"
+#include "tools/bench/report.h"
+#include "tools/bench/subject.h"
+
+namespace firesteel::bench {
+namespace {
+
+struct Options {
+  std::vector<std::string> models;
+  std::string shape;
+  bool twin = false;
+  std::string weights = "auto";
+  std::string compute = "auto";
+  std::vector<size_t> threads;
+  std::vector<size_t> batch = {1, 8};
+  std::vector<size_t> context = {32};
+  std::vector<size_t> prompt = {64, 512};
+  size_t decode = 64;
+  size_t chunk = 256;
+  size_t repeat = 5;
+  bool json = false;
+};
+
+struct Model {
+  std::shared_ptr<const ModelWeights> weights;
+  bool trained = false;
+};
+
+absl::StatusOr<std::vector<Model>> LoadModels(const Options& options) {
+  const WeightFormat format = options.weights == "bf16"  ? WeightFormat::kBF16
+                              : options.weights == "f32" ? WeightFormat::kF32
+                                                         : WeightFormat::kAuto;
+  std::vector<Model> models;
+  for (const std::string& folder : options.models) {
+    auto weights = LoadWeights(folder, format);
+    if (!weights.ok()) return weights.status();
+    models.push_back({*std::move(weights), true});
+  }
+  const kernels::DType dtype =
+      options.weights == "f32" ? kernels::DType::kF32 : kernels::DType::kBF16;
+  if (!options.shape.empty()) {
+    auto config = NamedShape(options.shape);
+    if (!config.ok()) return config.status();
+    models.push_back({MakeSyntheticWeights(*config, dtype, 1), false});
+  }
+  if (options.twin && models.size() == 1) {
+    const ModelConfig& config = models[0].weights->config;
+    if (!config.spark()) {
+      return absl::InvalidArgumentError("--twin: the model is dense itself; give a Spark model");
+    }
+    models.push_back({MakeSyntheticWeights(DenseTwin(config), models[0].weights->dtype, 2), false});
+  }
+  return models;
+}
+
+// Prompts and contexts have to leave room in every model.
+absl::Status CheckLengths(const Options& options, const std::vector<Model>& models) {
+  for (const Model& model : models) {
+    const size_t limit = model.weights->config.max_position_embeddings;
+    for (size_t prompt : options.prompt) {
+      if (prompt <= limit) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("--prompt ", prompt, " exceeds the context of ", limit));
+    }
+    for (size_t context : options.context) {
+      if (context + options.decode <= limit) continue;
+      return absl::InvalidArgumentError(absl::StrCat("--context ", context, " and --decode ",
+                                                     options.decode, " exceed the context of ",
+                                                     limit));
+    }
+  }
+  return absl::OkStatus();
+}
+
+size_t Largest(const std::vector<size_t>& values) {
+  return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
+
+std::vector<Setting> ListSettings(const Options& options) {
+  std::vector<Setting> settings;
+  for (size_t threads : options.threads) {
+    for (size_t prompt : options.prompt) settings.push_back({.threads = threads, .prompt = prompt});
+    for (size_t context : options.context) {
+      for (size_t batch : options.batch) {
+        settings.push_back({.threads = threads, .batch = batch, .context = context});
+      }
+    }
+  }
+  return settings;
+}
+
+absl::StatusOr<Report> Run(const Options& options) {
+  auto models = LoadModels(options);
+  if (!models.ok()) return models.status();
+  if (absl::Status status = CheckLengths(options, *models); !status.ok()) return status;
+  ComputeType compute = ComputeType::kF32;
+  for (const Model& model : *models) {
+    if (options.compute == "bf16" && model.weights->dtype != kernels::DType::kBF16) {
+      return absl::InvalidArgumentError("--compute bf16 needs bf16 weights; these are f32");
+    }
+  }
+  if (options.compute == "bf16") compute = ComputeType::kBF16;
+
+  Report report;
+  report.cpu = CpuName();
+  report.simd_target = kernels::SimdTargetName();
+  report.compute = ComputeTypeName(compute);
+  report.threads = Largest(options.threads);
+  {
+    WorkerPool pool(report.threads);
+    report.read_bandwidth_gbps = ReadBandwidthGbps(pool);
+  }
+  const size_t max_tokens =
+      std::max(Largest(options.prompt), Largest(options.context) + options.decode);
+  std::vector<std::unique_ptr<Subject>> subjects;  // [threads][model]
+  for (size_t threads : options.threads) {
+    for (const Model& model : *models) {
+      subjects.push_back(std::make_unique<Subject>(model.weights, compute, threads, options.chunk,
+                                                   std::max<size_t>(1, Largest(options.batch)),
+                                                   max_tokens, model.trained));
+    }
+  }
+  const std::vector<Setting> settings = ListSettings(options);
+  for (const Setting& setting : settings) {
+    for (const Model& model : *models) {
+      report.series.push_back({setting,
+                               model.weights->config.spark(),
+                               model.weights->dtype == kernels::DType::kBF16 ? "bf16" : "f32",
+                               {}});
+    }
+  }
+  // Models alternate inside, repetitions are the outer loop: a slow minute hits all of them.
+  for (size_t repeat = 0; repeat <= options.repeat; ++repeat) {
+    auto series = report.series.begin();
+    for (const Setting& setting : settings) {
+      const size_t row = static_cast<size_t>(
+          std::find(options.threads.begin(), options.threads.end(), setting.threads) -
+          options.threads.begin());
+      for (size_t m = 0; m < models->size(); ++m, ++series) {
+        Subject& subject = *subjects[row * models->size() + m];
+        const Sample sample = setting.prefill()
+                                  ? subject.Prefill(setting.prompt)
+                                  : subject.Decode(setting.batch, setting.context, options.decode);
+        if (repeat > 0) series->runs.push_back(sample);  // the first round warms up
+      }
+    }
+  }
+  return report;
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Prefill and decode speed of a model, without a server.", "firesteel-bench");
+  app.add_option("--model", options.models, "Checkpoint folder; a second one is measured beside it")
+      ->expected(1, 2);
+  app.add_option("--shape", options.shape, "Instead: a named shape with synthetic weights");
+  app.add_flag("--twin", options.twin,
+               "Measure a dense model of equal parameter count beside it (synthetic weights)");
+  app.add_option("--weights", options.weights, "Weight format")
+      ->check(CLI::IsMember({"auto", "bf16", "f32"}))
+      ->capture_default_str();
+  app.add_option("--compute", options.compute, "Precision of activations and products")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
+  const auto counts = [&](const char* flag, std::vector<size_t>& value, const char* help) {
+    app.add_option(flag, value, help)->delimiter(',')->check(CLI::Range(1, 1 << 20));
+  };
+  counts("--threads", options.threads, "Threads, e.g. 1,2 (default: as the server)");
+  counts("--batch", options.batch, "Sequences that decode together (default 1,8)");
+  counts("--context", options.context, "Positions in the cache when decoding starts (default 32)");
+  counts("--prompt", options.prompt, "Prompt lengths of prefill (default 64,512)");
+  app.add_option("--decode", options.decode, "Tokens to decode")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--chunk", options.chunk, "Prompt tokens of one step")
+      ->check(CLI::Range(1, 1 << 14))
+      ->capture_default_str();
+  app.add_option("--repeat", options.repeat, "Measured runs of each setting")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_flag("--json", options.json, "Print JSON");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (options.models.empty() == options.shape.empty()) {
+    std::fprintf(stderr, "firesteel-bench: give either --model or --shape\n");
+    return 2;
+  }
+  if (options.threads.empty()) options.threads = {DefaultThreadCount()};
+  if (const char* target = std::getenv("FIRESTEEL_SIMD_TARGET");
+      target != nullptr && !kernels::ForceSimdTarget(target)) {
+    std::fprintf(stderr, "firesteel-bench: FIRESTEEL_SIMD_TARGET=%s is not available here\n",
+                 target);
+    return 2;
+  }
+  const absl::StatusOr<Report> report = Run(options);
+  if (!report.ok()) {
+    std::fprintf(stderr, "firesteel-bench: %s\n", std::string(report.status().message()).c_str());
+    return 2;
+  }
+  std::fputs((options.json ? ToJson(*report) : ToTable(*report)).c_str(), stdout);
+  return 0;
+}
+
+}  // namespace
+}  // namespace firesteel::bench
+
+int main(int argc, char** argv) { return firesteel::bench::Main(argc, argv); }

@@ -1,0 +1,129 @@
+#include "tools/bench/report.h"
+
+#include <algorithm>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace firesteel::bench {
+namespace {
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+}
+
+std::vector<double> Speeds(const Series& series) {
+  std::vector<double> speeds;
+  for (const Sample& run : series.runs) speeds.push_back(run.tokens_per_second);
+  return speeds;
+}
+
+double BytesPerToken(const Series& series) {
+  std::vector<double> bytes;
+  for (const Sample& run : series.runs) bytes.push_back(run.bytes_per_token);
+  return Median(std::move(bytes));
+}
+
+double BandwidthFraction(const Report& report, const Series& series) {
+  return Median(Speeds(series)) * BytesPerToken(series) / (report.read_bandwidth_gbps * 1e9);
+}
+
+bool SameSetting(const Setting& a, const Setting& b) {
+  return a.threads == b.threads && a.prompt == b.prompt && a.batch == b.batch &&
+         a.context == b.context;
+}
+
+// Calls fn(spark, dense, ratio) for each setting that has both.
+void ForEachRatio(const Report& report,
+                  const std::function<void(const Series&, const Series&, double)>& fn) {
+  for (const Series& spark : report.series) {
+    for (const Series& dense : report.series) {
+      if (!spark.spark || dense.spark || !SameSetting(spark.setting, dense.setting)) continue;
+      std::vector<double> ratios;
+      for (size_t i = 0; i < spark.runs.size(); ++i) {
+        ratios.push_back(spark.runs[i].tokens_per_second / dense.runs[i].tokens_per_second);
+      }
+      fn(spark, dense, Median(std::move(ratios)));
+    }
+  }
+}
+
+const char* Phase(const Setting& setting) { return setting.prefill() ? "prefill" : "decode"; }
+
+}  // namespace
+
+std::string ToJson(const Report& report) {
+  nlohmann::json json;
+  json["machine"] = {{"cpu", report.cpu},
+                     {"simd_target", report.simd_target},
+                     {"threads", report.threads},
+                     {"read_bandwidth_gbps", report.read_bandwidth_gbps}};
+  json["compute"] = report.compute;
+  json["results"] = nlohmann::json::array();
+  for (const Series& series : report.series) {
+    const std::vector<double> speeds = Speeds(series);
+    json["results"].push_back({{"model", series.spark ? "spark" : "dense"},
+                               {"weights", series.weights},
+                               {"phase", Phase(series.setting)},
+                               {"threads", series.setting.threads},
+                               {"batch", series.setting.batch},
+                               {"context", series.setting.context},
+                               {"prompt", series.setting.prompt},
+                               {"tokens_per_second",
+                                {{"median", Median(speeds)},
+                                 {"min", *std::min_element(speeds.begin(), speeds.end())},
+                                 {"max", *std::max_element(speeds.begin(), speeds.end())}}},
+                               {"bytes_per_token", BytesPerToken(series)},
+                               {"bandwidth_fraction", BandwidthFraction(report, series)}});
+  }
+  json["ratios"] = nlohmann::json::array();
+  ForEachRatio(report, [&](const Series& spark, const Series& dense, double ratio) {
+    json["ratios"].push_back({{"phase", Phase(spark.setting)},
+                              {"threads", spark.setting.threads},
+                              {"batch", spark.setting.batch},
+                              {"context", spark.setting.context},
+                              {"prompt", spark.setting.prompt},
+                              {"spark_weights", spark.weights},
+                              {"dense_weights", dense.weights},
+                              {"spark_over_dense", ratio}});
+  });
+  return json.dump(2) + "\n";
+}
+
+std::string ToTable(const Report& report) {
+  std::string out = absl::StrFormat(
+      "%s, SIMD target %s, compute %s, reads %.1f GB/s with %d thread(s)\n\n"
+      "| threads | phase | prompt | batch | context | model | weights | tokens/s (min to max) | "
+      "MB/token | of the bandwidth |\n|---|---|---|---|---|---|---|---|---|---|\n",
+      report.cpu, report.simd_target, report.compute, report.read_bandwidth_gbps, report.threads);
+  for (const Series& series : report.series) {
+    const Setting& s = series.setting;
+    const std::vector<double> speeds = Speeds(series);
+    absl::StrAppendFormat(
+        &out, "| %d | %s | %d | %d | %d | %s | %s | %.1f (%.1f to %.1f) | %.2f | %.0f%% |\n",
+        s.threads, Phase(s), s.prompt, s.batch, s.context, series.spark ? "spark" : "dense",
+        series.weights, Median(speeds), *std::min_element(speeds.begin(), speeds.end()),
+        *std::max_element(speeds.begin(), speeds.end()), BytesPerToken(series) * 1e-6,
+        100 * BandwidthFraction(report, series));
+  }
+  std::string ratios;
+  ForEachRatio(report, [&](const Series& spark, const Series&, double ratio) {
+    const Setting& s = spark.setting;
+    absl::StrAppendFormat(&ratios, "| %d | %s | %d | %d | %d | %.2f |\n", s.threads, Phase(s),
+                          s.prompt, s.batch, s.context, ratio);
+  });
+  if (!ratios.empty()) {
+    absl::StrAppend(&out,
+                    "\n| threads | phase | prompt | batch | context | spark / dense |\n"
+                    "|---|---|---|---|---|---|\n",
+                    ratios);
+  }
+  return out;
+}
+
+}  // namespace firesteel::bench

@@ -1,0 +1,63 @@
+// A model under test: its weights, one team of threads, one cache, and the two things that are
+// timed.
+
+#ifndef FIRESTEEL_TOOLS_BENCH_SUBJECT_H_
+#define FIRESTEEL_TOOLS_BENCH_SUBJECT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/checkpoint/weights.h"
+#include "runtime/model/cost_model.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/transformer.h"
+#include "runtime/threading/worker_pool.h"
+
+namespace firesteel::bench {
+
+/// One timed run.
+struct Sample {
+  double tokens_per_second = 0;
+  double bytes_per_token = 0;  // weights read once a step, and the KV cache
+};
+
+/// Not thread-safe.
+class Subject {
+ public:
+  /// Sequences of up to `max_tokens`, up to `max_batch` at once, prompts in chunks of `chunk`
+  /// tokens. With `own_text` prompts are what the model itself writes after bos; otherwise they are
+  /// random tokens (of a model with random weights nothing better is to be had).
+  Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute, size_t threads,
+          size_t chunk, size_t max_batch, size_t max_tokens, bool own_text);
+
+  /// Computes a prompt of `tokens` from an empty cache, logits of the last position included.
+  Sample Prefill(size_t tokens);
+
+  /// `batch` sequences, each with `context` positions in the cache, decode `tokens` each. Sampling
+  /// is not timed.
+  Sample Decode(size_t batch, size_t context, size_t tokens);
+
+  const ModelWeights& weights() const { return *weights_; }
+  size_t threads() const { return pool_.num_threads(); }
+
+ private:
+  std::vector<int32_t> WriteText(size_t tokens);
+  std::vector<int32_t> RandomText(size_t tokens) const;
+  void FillCache(std::span<float* const> blocks, size_t tokens, double* bytes);
+  double StepBytes() const;
+
+  const std::shared_ptr<const ModelWeights> weights_;
+  const CostModel cost_;
+  const size_t chunk_;
+  WorkerPool pool_;
+  std::unique_ptr<KvBlockPool> cache_;
+  Transformer transformer_;
+  std::vector<int32_t> text_;
+};
+
+}  // namespace firesteel::bench
+
+#endif  // FIRESTEEL_TOOLS_BENCH_SUBJECT_H_
