@@ -12,7 +12,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "runtime/model/cost_model.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/transformer.h"
@@ -20,6 +19,7 @@
 #include "runtime/scheduler/policy.h"
 #include "runtime/scheduler/sequence.h"
 #include "runtime/threading/cpu_topology.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel {
 namespace {
@@ -100,7 +100,9 @@ class EngineImpl final : public Engine {
   WorkerPool* const pool_;
   EngineObserver* const observer_;
 
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
+  CondVar work_;  // something came for the engine's thread
+  CondVar idle_;  // nothing is left
   std::vector<Owned> inbox_ ABSL_GUARDED_BY(mutex_);
   std::unordered_set<uint64_t> cancelled_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
@@ -151,8 +153,9 @@ EngineImpl::EngineImpl(std::shared_ptr<const ModelWeights> weights,
 
 EngineImpl::~EngineImpl() {
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     stopping_ = true;
+    work_.NotifyAll();
   }
   thread_.join();
 }
@@ -204,7 +207,7 @@ absl::StatusOr<Engine::RequestHandle> EngineImpl::Submit(GenerationRequest reque
     status.SetPayload(kRetryAfterPayload, absl::Cord(absl::string_view(milliseconds)));
     return status;
   };
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (draining_ || stopping_) {
     return Refuse(RejectionReason::kDraining, absl::UnavailableError("the server is draining"));
   }
@@ -231,36 +234,41 @@ absl::StatusOr<Engine::RequestHandle> EngineImpl::Submit(GenerationRequest reque
   const uint64_t id = next_id_++;
   inbox_.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(sink),
                                               weights_->config, *tokenizer_, now));
+  work_.NotifyAll();
   return id;
 }
 
 void EngineImpl::Cancel(RequestHandle handle) {
-  absl::MutexLock lock(&mutex_);
-  if (unfinished_ > 0) cancelled_.insert(handle);
+  MutexLock lock(&mutex_);
+  if (unfinished_ == 0) return;
+  cancelled_.insert(handle);
+  work_.NotifyAll();
 }
 
 void EngineImpl::BeginDrain() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   draining_ = true;
 }
 
 bool EngineImpl::FinishDrain(absl::Time deadline) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   draining_ = true;
-  const absl::Condition idle(this, &EngineImpl::IsIdle);
-  if (mutex_.AwaitWithDeadline(idle, deadline)) return true;
+  while (!IsIdle() && idle_.WaitUntil(&mutex_, deadline)) {
+  }
+  if (IsIdle()) return true;
   cancel_all_ = true;
-  mutex_.Await(idle);
+  work_.NotifyAll();
+  while (!IsIdle()) idle_.Wait(&mutex_);
   return false;
 }
 
 bool EngineImpl::MakingProgress(absl::Duration limit) const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return unfinished_ == 0 || options_.clock->Now() - last_progress_ <= limit;
 }
 
 EngineGauges EngineImpl::gauges() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return gauges_;
 }
 
@@ -281,9 +289,9 @@ void EngineImpl::Loop() {
 
 // Waits for something to do. False when the engine stops.
 bool EngineImpl::TakeInbox() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (running_.empty() && waiting_.empty()) {
-    mutex_.Await(absl::Condition(this, &EngineImpl::HasWork));
+    while (!HasWork()) work_.Wait(&mutex_);
   }
   for (Owned& sequence : inbox_) {
     const WaitingView view = sequence->waiting_view();
@@ -349,7 +357,7 @@ void EngineImpl::AdmitPlanned(const std::vector<uint64_t>& ids) {
     // The plan counted the same blocks; a failure here is a broken invariant of this file.
     sequence->Admit(std::move(lease).value(), now);
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       --queued_requests_;
       queued_tokens_ -= request.prompt.size();
     }
@@ -469,8 +477,8 @@ void EngineImpl::End(Owned sequence, FinishReason reason, absl::Status status) {
   observer_->OnFinish({reason, result.usage, result.timings});
   sequence->sink().OnFinish(std::move(result));
   sequence.reset();
-  absl::MutexLock lock(&mutex_);
-  --unfinished_;
+  MutexLock lock(&mutex_);
+  if (--unfinished_ == 0) idle_.NotifyAll();
   mean_service_seconds_ += 0.1 * (seconds - mean_service_seconds_);
 }
 
@@ -485,7 +493,7 @@ void EngineImpl::EndRunning(Ending ending) {
 void EngineImpl::EndWaiting(const WaitingView& view, FinishReason reason) {
   auto node = waiting_.extract(view);
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     --queued_requests_;
     queued_tokens_ -= view.prompt_tokens;
   }
@@ -500,7 +508,7 @@ void EngineImpl::EndEverything() {
 void EngineImpl::PublishGauges() {
   EngineGauges now;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     last_progress_ = options_.clock->Now();
     gauges_.requests_running = static_cast<uint32_t>(running_.size());
     gauges_.requests_waiting = queued_requests_;

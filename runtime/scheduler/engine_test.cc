@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <latch>
 #include <random>
 #include <string>
 #include <thread>
@@ -11,10 +12,9 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
-#include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "runtime/model/synthetic.h"
 #include "runtime/model/transformer.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel {
 namespace {
@@ -60,76 +60,75 @@ class NumberTokenizer final : public Tokenizer {
 class ManualClock final : public Clock {
  public:
   absl::Time Now() const override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return now_;
   }
   void Advance(absl::Duration d) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     now_ += d;
   }
 
  private:
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   absl::Time now_ ABSL_GUARDED_BY(mutex_) = absl::UnixEpoch() + absl::Hours(1);
 };
 
 class RecordingSink final : public GenerationSink {
  public:
   void OnDelta(TokenDelta delta) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     EXPECT_FALSE(finished_) << "a delta behind the end";
     text_ += delta.text;
     tokens_.insert(tokens_.end(), delta.token_ids.begin(), delta.token_ids.end());
+    changed_.NotifyAll();
   }
   void OnFinish(GenerationResult result) override {
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       result_ = std::move(result);
       finished_ = true;
+      changed_.NotifyAll();
     }
-    done_.Notify();  // dies if called twice
+    ASSERT_FALSE(done_.try_wait()) << "ended twice";
+    done_.count_down();
   }
   GenerationResult Wait() {
-    done_.WaitForNotification();
-    absl::MutexLock lock(&mutex_);
+    done_.wait();
+    MutexLock lock(&mutex_);
     return result_;
   }
   // Waits for the first `n` tokens, or for the end.
   void WaitForTokens(size_t n) {
-    absl::MutexLock lock(&mutex_);
-    wanted_ = n;
-    mutex_.Await(absl::Condition(this, &RecordingSink::HasWanted));
+    MutexLock lock(&mutex_);
+    while (tokens_.size() < n && !finished_) changed_.Wait(&mutex_);
   }
   std::vector<int32_t> tokens() {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return tokens_;
   }
   std::string text() {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return text_;
   }
 
  private:
-  bool HasWanted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return tokens_.size() >= wanted_ || finished_;
-  }
-  absl::Mutex mutex_;
-  size_t wanted_ ABSL_GUARDED_BY(mutex_) = 0;
+  Mutex mutex_;
+  CondVar changed_;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<int32_t> tokens_ ABSL_GUARDED_BY(mutex_);
   std::string text_ ABSL_GUARDED_BY(mutex_);
   GenerationResult result_ ABSL_GUARDED_BY(mutex_);
-  absl::Notification done_;
+  std::latch done_{1};
 };
 
 class CountingObserver final : public EngineObserver {
  public:
   void OnRejected(RejectionReason reason) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     ++rejected[static_cast<size_t>(reason)];
   }
   void OnStep(const StepReport& report) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     ++steps;
     prefill_tokens += report.prefill_tokens;
     decode_tokens += report.decode_tokens;
@@ -143,23 +142,23 @@ class CountingObserver final : public EngineObserver {
     EXPECT_GT(report.weight_bytes_skipped, 0);
   }
   void OnFinish(const FinishReport& report) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     ++finished[static_cast<size_t>(report.reason)];
   }
   void OnGauges(const EngineGauges& gauges) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     last = gauges;
   }
   EngineGauges gauges() {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return last;
   }
   uint64_t Finished(FinishReason reason) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return finished[static_cast<size_t>(reason)];
   }
 
-  absl::Mutex mutex_;
+  Mutex mutex_;
   uint64_t rejected[kNumRejectionReasons] = {};
   uint64_t finished[kNumFinishReasons] = {};
   uint64_t steps = 0;
@@ -290,7 +289,7 @@ TEST_F(EngineTest, BudgetsHoldAndCountersBalance) {
   }
   for (auto& sink : sinks) sink->Wait();
   ASSERT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
-  absl::MutexLock lock(&observer_.mutex_);
+  MutexLock lock(&observer_.mutex_);
   EXPECT_EQ(observer_.prefill_tokens, prompt);
   EXPECT_EQ(observer_.decode_tokens,
             generated - 30);  // the first token comes from the prompt's last row
@@ -409,14 +408,14 @@ class BlockingSink final : public GenerationSink {
   void OnDelta(TokenDelta) override {
     if (first_) {
       first_ = false;
-      entered.Notify();
-      release.WaitForNotification();
+      entered.count_down();
+      release.wait();
     }
   }
-  void OnFinish(GenerationResult) override { done.Notify(); }
-  absl::Notification entered;
-  absl::Notification release;
-  absl::Notification done;
+  void OnFinish(GenerationResult) override { done.count_down(); }
+  std::latch entered{1};
+  std::latch release{1};
+  std::latch done{1};
 
  private:
   bool first_ = true;
@@ -426,7 +425,7 @@ TEST_F(EngineTest, QueueBoundsRefuseBeforeAnyWork) {
   auto engine = Make({.max_batch_size = 1, .max_queue_requests = 2, .max_queue_tokens = 30});
   auto blocker = std::make_shared<BlockingSink>();
   ASSERT_TRUE(engine->Submit(Request(0, 4, 2), blocker).ok());
-  blocker->entered.WaitForNotification();  // running; the queue is empty
+  blocker->entered.wait();  // running; the queue is empty
 
   auto first = Submit(*engine, Request(1, 10, 1));
   auto never = std::make_shared<RecordingSink>();
@@ -443,10 +442,10 @@ TEST_F(EngineTest, QueueBoundsRefuseBeforeAnyWork) {
   EXPECT_GE(retry_ms, 50);
   EXPECT_EQ(engine->gauges().requests_waiting, 2u);
 
-  blocker->release.Notify();
+  blocker->release.count_down();
   EXPECT_EQ(first->Wait().reason, FinishReason::kLength);
   EXPECT_EQ(second->Wait().reason, FinishReason::kLength);
-  absl::MutexLock lock(&observer_.mutex_);
+  MutexLock lock(&observer_.mutex_);
   EXPECT_EQ(observer_.rejected[static_cast<size_t>(RejectionReason::kQueueFull)], 1u);
   EXPECT_EQ(observer_.rejected[static_cast<size_t>(RejectionReason::kQueueTokens)], 1u);
   EXPECT_EQ(never->tokens().size(), 0u);
@@ -456,18 +455,18 @@ TEST_F(EngineTest, HigherPriorityIsAdmittedFirst) {
   auto engine = Make({.max_batch_size = 1});
   auto blocker = std::make_shared<BlockingSink>();
   ASSERT_TRUE(engine->Submit(Request(0, 4, 2), blocker).ok());
-  blocker->entered.WaitForNotification();
+  blocker->entered.wait();
   // Each finds at its end how many ended before it.
   struct OrderSink final : GenerationSink {
     explicit OrderSink(std::atomic<int>* n) : next(n) {}
     void OnDelta(TokenDelta) override {}
     void OnFinish(GenerationResult) override {
       place = next->fetch_add(1);
-      done.Notify();
+      done.count_down();
     }
     std::atomic<int>* next;
     int place = -1;
-    absl::Notification done;
+    std::latch done{1};
   };
   std::atomic<int> next{0};
   std::vector<std::shared_ptr<OrderSink>> sinks;
@@ -477,8 +476,8 @@ TEST_F(EngineTest, HigherPriorityIsAdmittedFirst) {
     request.priority = priority;
     ASSERT_TRUE(engine->Submit(std::move(request), sinks.back()).ok());
   }
-  blocker->release.Notify();
-  for (auto& sink : sinks) sink->done.WaitForNotification();
+  blocker->release.count_down();
+  for (auto& sink : sinks) sink->done.wait();
   EXPECT_EQ(sinks[0]->place, 2);
   EXPECT_EQ(sinks[1]->place, 3);
   EXPECT_EQ(sinks[2]->place, 0);
@@ -546,11 +545,11 @@ TEST_F(EngineTest, DrainFinishesOrCancels) {
   engine = Make();
   auto blocker = std::make_shared<BlockingSink>();
   ASSERT_TRUE(engine->Submit(Request(3, 5, 200), blocker).ok());
-  blocker->entered.WaitForNotification();
-  std::thread releaser([&] { blocker->release.Notify(); });
+  blocker->entered.wait();
+  std::thread releaser([&] { blocker->release.count_down(); });
   EXPECT_FALSE(engine->FinishDrain(absl::InfinitePast()));
   releaser.join();
-  blocker->done.WaitForNotification();
+  blocker->done.wait();
 }
 
 TEST_F(EngineTest, DestructionEndsWhatRuns) {
@@ -570,12 +569,12 @@ TEST_F(EngineTest, WatchdogSeesAStuckStep) {
   EXPECT_TRUE(engine->MakingProgress(absl::Seconds(1))) << "idle is not stuck";
   auto blocker = std::make_shared<BlockingSink>();
   ASSERT_TRUE(engine->Submit(Request(1, 5, 3), blocker).ok());
-  blocker->entered.WaitForNotification();
+  blocker->entered.wait();
   EXPECT_TRUE(engine->MakingProgress(absl::Seconds(1)));
   clock.Advance(absl::Seconds(2));
   EXPECT_FALSE(engine->MakingProgress(absl::Seconds(1)));
-  blocker->release.Notify();
-  blocker->done.WaitForNotification();
+  blocker->release.count_down();
+  blocker->done.wait();
 }
 
 TEST_F(EngineTest, ManyClientsSubmitAndCancelAtOnce) {

@@ -62,7 +62,7 @@ WorkerPool::~WorkerPool() {
 }
 
 void WorkerPool::Run(const Job& job) {
-  absl::MutexLock lock(&run_mutex_);
+  MutexLock lock(&run_mutex_);
   job_ = &job;
   job_epoch_.fetch_add(1, std::memory_order_release);
   job_epoch_.notify_all();

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel {
 
@@ -69,8 +69,8 @@ class WorkerPool {
   void ArriveAndWait();
 
   const size_t num_threads_;
-  const int spins_;        // before a waiting member sleeps
-  absl::Mutex run_mutex_;  // one job at a time
+  const int spins_;  // before a waiting member sleeps
+  Mutex run_mutex_;  // one job at a time
 
   // Self-synchronised. A job is published by raising job_epoch_; the closing barrier hands it back.
   const Job* job_ = nullptr;
