@@ -295,7 +295,9 @@ TEST_P(AttentionTest, ValuesThatAreNotFiniteKeepOnePosition) {
     cache.Store();
     const auto one = cache.Run(query, Quantile(shape, 50));
     EXPECT_EQ(one.kept.size(), 1u);
-    if (clean.kept[0] != 0) EXPECT_EQ(one.kept, Shifted(clean.kept, 3));
+    if (clean.kept[0] != 0) {
+      EXPECT_EQ(one.kept, Shifted(clean.kept, 3));
+    }
     EXPECT_TRUE(std::isfinite(one.out[0]));
 
     query[0] = bad;

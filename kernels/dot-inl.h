@@ -79,7 +79,9 @@ struct PromotedStep {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16 && !HWY_HAVE_SCALABLE
+// Not on AVX3_SPR: Sapphire Rapids issues one vdpbf16ps (32 products) in two cycles but four vector
+// FMAs (64 products), which moreover do not flush denormals. Zen 4 issues one of either in a cycle.
+#if HWY_NATIVE_DOT_BF16 && !HWY_HAVE_SCALABLE && HWY_TARGET != HWY_AVX3_SPR
 // One step of a dot product of bf16 with bf16 by the CPU's own instruction: two products a lane.
 struct PairStep {
   template <class DF>

@@ -1,6 +1,7 @@
 #include "kernels/matmul.h"
 
 #include <algorithm>
+#include <type_traits>
 
 // clang-format off
 #undef HWY_TARGET_INCLUDE
@@ -70,15 +71,52 @@ void MatMulDirect(const TypedView& x, const TypedView& w, size_t row_begin, size
   }
 }
 
+// Copies n elements to f32, the rest of the last vector zero; `to` is aligned.
+template <typename T>
+HWY_INLINE void PromoteRow(const T* HWY_RESTRICT from, size_t n, float* HWY_RESTRICT to) {
+  const DotTag df;
+  const size_t lanes = hn::Lanes(df);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) hn::Store(LoadF32(df, from + i), df, to + i);
+  if (i != n) hn::Store(LoadF32N(df, from + i, n - i), df, to + i);
+}
+
+// The blocks of x and w that a tile of prefill works on, in f32.
+struct PromotedBlocks {
+  HWY_ALIGN float w[kPanelRows * kPanelDepth];
+  HWY_ALIGN float x[kTileTokens * kPanelDepth];
+};
+
+// All tokens of xk with a promoted panel: each tile of bf16 tokens is promoted too, once for 12
+// rows.
+template <typename TX>
+void PromotedPanel(const TX* xk, size_t x_stride, size_t tokens, size_t rows, size_t depth,
+                   PromotedBlocks& blocks, const TilePart& part, float* y, size_t y_stride) {
+  const auto row = [&](size_t r) -> const float* { return blocks.w + r * kPanelDepth; };
+  if constexpr (std::is_same_v<TX, float>) {
+    TokenTiles<PromotedStep>(xk, x_stride, tokens, row, rows, depth, part, y, y_stride);
+  } else {
+    TilePart tile = part;
+    for (size_t t = 0; t < tokens; t += kTileTokens) {
+      const size_t count = std::min(kTileTokens, tokens - t);
+      for (size_t i = 0; i < count; ++i) {
+        PromoteRow(xk + (t + i) * x_stride, depth, blocks.x + i * kPanelDepth);
+      }
+      TokenTiles<PromotedStep>(static_cast<const float*>(blocks.x), kPanelDepth, count, row, rows,
+                               depth, tile, y + t * y_stride, y_stride);
+      tile.partial += kTileTokens * tile.partial_stride;
+    }
+  }
+}
+
 // Many tokens: bound by the multiply-adds. Blocks of k are promoted once for 64 tokens, unless the
 // CPU multiplies bf16 itself, when the rows are read where they are.
 template <class Step, typename TX, typename TW>
 void MatMulPanels(const TypedView& x, const TypedView& w, size_t row_begin, size_t row_end,
                   const MatView& y) {
-  const DotTag df;
-  const size_t lanes = hn::Lanes(df);
+  const size_t lanes = hn::Lanes(DotTag());
   constexpr bool kPromote = std::is_same_v<Step, PromotedStep>;
-  HWY_ALIGN float panel[kPromote ? kPanelRows * kPanelDepth : 1];
+  [[maybe_unused]] std::conditional_t<kPromote, PromotedBlocks, char> blocks;
   HWY_ALIGN float partial[kPanelTokens * kPanelRows * HWY_MAX_LANES_D(DotTag)];
   for (size_t t = 0; t < x.rows; t += kPanelTokens) {
     const size_t tokens = std::min(kPanelTokens, x.rows - t);
@@ -94,16 +132,9 @@ void MatMulPanels(const TypedView& x, const TypedView& w, size_t row_begin, size
         float* yn = y.Row(t) + n;
         if constexpr (kPromote) {
           for (size_t r = 0; r < rows; ++r) {
-            const TW* from = w.Row<TW>(n + r) + k;
-            float* to = panel + r * kPanelDepth;
-            size_t i = 0;
-            for (; i + lanes <= depth; i += lanes) hn::Store(LoadF32(df, from + i), df, to + i);
-            if (i != depth) hn::Store(LoadF32N(df, from + i, depth - i), df, to + i);
+            PromoteRow(w.Row<TW>(n + r) + k, depth, blocks.w + r * kPanelDepth);
           }
-          TokenTiles<Step>(
-              xk, x.stride, tokens,
-              [&](size_t r) { return static_cast<const float*>(panel) + r * kPanelDepth; }, rows,
-              depth, part, yn, y.stride);
+          PromotedPanel(xk, x.stride, tokens, rows, depth, blocks, part, yn, y.stride);
         } else {
           TokenTiles<Step>(
               xk, x.stride, tokens, [&](size_t r) { return w.Row<TW>(n + r) + k; }, rows, depth,

@@ -87,7 +87,9 @@ TEST_P(MatMulTest, MatchesReference) {
                                [&](size_t) { return tolerance; }),
                     1.0)
               << tokens << " x " << depth << " x " << rows;
-          if (stride > rows) ASSERT_TRUE(std::isnan(y[t * stride + rows])) << "padding written";
+          if (stride > rows) {
+            ASSERT_TRUE(std::isnan(y[t * stride + rows])) << "padding written";
+          }
         }
         ASSERT_TRUE(y.GuardsIntact());
       }

@@ -15,19 +15,24 @@ FIRESTEEL_FOR_EACH_SIMD_TARGET(SparseFfnTest);
 
 constexpr double kDensities[] = {0.0, 0.08, 0.5, 1.0};
 
+// The same values in both types.
 struct Weights {
-  Weights(Random& random, size_t rows, size_t cols, size_t misalign = 0)
-      : f32(rows * cols, misalign), bf16(rows * cols, misalign), rows(rows), cols(cols) {
+  Weights(Random& random, size_t num_rows, size_t num_cols, size_t misalign = 0)
+      : f32(num_rows * num_cols, misalign),
+        bf16(num_rows * num_cols, misalign),
+        rows(num_rows),
+        cols(num_cols) {
     random.Fill(bf16.span());
     for (size_t i = 0; i < rows * cols; ++i) f32[i] = ToF32(bf16[i]);
   }
   TypedView view(DType dtype) const {
-    return {dtype == DType::kF32 ? static_cast<const void*>(f32.data()) : bf16.data(), dtype, rows,
-            cols, cols};
+    const void* data = dtype == DType::kF32 ? static_cast<const void*>(f32.data()) : bf16.data();
+    return {data, dtype, rows, cols, cols};
   }
+
   Guarded<float> f32;
   Guarded<BF16> bf16;
-  size_t rows, cols;
+  const size_t rows, cols;
 };
 
 TEST_P(SparseFfnTest, MaskedMatVecHasTheBitsOfMatMul) {

@@ -1,0 +1,98 @@
+// What one core of this machine can do: the roofs that the other benchmarks' rates are fractions
+// of. Run in the same process order as they are, as neighbours on the machine and its clock change
+// from minute to minute.
+
+#include <numeric>
+
+// clang-format off
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/machine_bench.cc"
+#include "hwy/foreach_target.h"
+// The rest is compiled once per target, so it has to follow foreach_target.h.
+#include "hwy/highway.h"
+#include "kernels/bench_util.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace firesteel::kernels {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// 12 independent chains of multiply-adds; returns the number of floating point operations done.
+double MultiplyAdds(size_t steps, float* out) {
+  const hn::ScalableTag<float> d;
+  const auto a = hn::Set(d, out[0]), b = hn::Set(d, out[1]);
+  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, s8 = s0,
+       s9 = s0, s10 = s0, s11 = s0;
+  for (size_t i = 0; i < steps; ++i) {
+    s0 = hn::MulAdd(a, s0, b);
+    s1 = hn::MulAdd(a, s1, b);
+    s2 = hn::MulAdd(a, s2, b);
+    s3 = hn::MulAdd(a, s3, b);
+    s4 = hn::MulAdd(a, s4, b);
+    s5 = hn::MulAdd(a, s5, b);
+    s6 = hn::MulAdd(a, s6, b);
+    s7 = hn::MulAdd(a, s7, b);
+    s8 = hn::MulAdd(a, s8, b);
+    s9 = hn::MulAdd(a, s9, b);
+    s10 = hn::MulAdd(a, s10, b);
+    s11 = hn::MulAdd(a, s11, b);
+  }
+  const auto sum = hn::Add(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)),
+                           hn::Add(hn::Add(hn::Add(s4, s5), hn::Add(s6, s7)),
+                                   hn::Add(hn::Add(s8, s9), hn::Add(s10, s11))));
+  out[2] = hn::ReduceSum(d, sum);
+  return 2.0 * 12.0 * static_cast<double>(steps * hn::Lanes(d));
+}
+
+// Reads `words` 32-bit words, a multiple of 64, from four streams.
+uint32_t ReadAll(const uint32_t* p, size_t words) {
+  const hn::ScalableTag<uint32_t> d;
+  const size_t quarter = words / 4;
+  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
+  for (size_t i = 0; i < quarter; i += hn::Lanes(d)) {
+    s0 = hn::Xor(s0, hn::LoadU(d, p + i));
+    s1 = hn::Xor(s1, hn::LoadU(d, p + quarter + i));
+    s2 = hn::Xor(s2, hn::LoadU(d, p + 2 * quarter + i));
+    s3 = hn::Xor(s3, hn::LoadU(d, p + 3 * quarter + i));
+  }
+  return hn::ReduceMax(d, hn::Xor(hn::Xor(s0, s1), hn::Xor(s2, s3)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace firesteel::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace firesteel::kernels {
+namespace {
+
+HWY_EXPORT(MultiplyAdds);
+HWY_EXPORT(ReadAll);
+
+void FmaPeak(benchmark::State& state) {
+  float values[3] = {0.5f, 1.0f, 0.0f};
+  double flops = 0.0;
+  for (auto _ : state) {
+    flops = HWY_DYNAMIC_DISPATCH(MultiplyAdds)(10000, values);
+    benchmark::DoNotOptimize(values);
+  }
+  SetFlops(state, flops);
+}
+BENCHMARK(FmaPeak);
+
+// Arg: MiB; 1 stays in L2, 3 is one weight matrix of a small model, 256 is past most L3 caches.
+void ReadBandwidth(benchmark::State& state) {
+  const size_t bytes = static_cast<size_t>(state.range(0)) << 20;
+  AlignedVector<uint32_t> memory(bytes / sizeof(uint32_t));
+  std::iota(memory.begin(), memory.end(), 0u);
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(HWY_DYNAMIC_DISPATCH(ReadAll)(memory.data(), memory.size()));
+  }
+  SetBytes(state, static_cast<double>(bytes));
+}
+BENCHMARK(ReadBandwidth)->Arg(1)->Arg(3)->Arg(40)->Arg(256);
+
+}  // namespace
+}  // namespace firesteel::kernels
+#endif  // HWY_ONCE
