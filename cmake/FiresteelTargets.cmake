@@ -22,19 +22,19 @@ function(firesteel_program name)
   target_compile_options(${name} PRIVATE ${FIRESTEEL_WARNINGS})
 endfunction()
 
-# firesteel_test(name SOURCES … LINK … [LABELS …]): a GoogleTest program, one ctest entry a case.
+# firesteel_test(name SOURCES … LINK … [LABELS label]): a GoogleTest program, one ctest entry a case. The
+# label is that of the top folder where none is given; CMakePresets.json selects by it.
 function(firesteel_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINK;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gmock GTest::gtest_main)
   target_compile_options(${name} PRIVATE ${FIRESTEEL_WARNINGS})
   target_compile_definitions(${name} PRIVATE FIRESTEEL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
-  # gtest_discover_tests drops an empty value and would then read the properties shifted by one.
-  set(properties TIMEOUT 900)
-  if(ARG_LABELS)
-    list(APPEND properties LABELS "${ARG_LABELS}")
+  if(NOT ARG_LABELS)
+    file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
+    string(REGEX REPLACE "/.*" "" ARG_LABELS ${folder})
   endif()
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES ${properties})
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900)
 endfunction()
 
 # firesteel_benchmark(name SOURCES … LINK …): a Google Benchmark program; built, never run by ctest.

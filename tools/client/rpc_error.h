@@ -10,7 +10,7 @@
 
 namespace firesteel::client {
 
-/// "INVALID_ARGUMENT" and so on; "code 42" for a number that gRPC does not define.
+/// "INVALID_ARGUMENT" and so on; "code 17" for a number that gRPC does not define.
 std::string StatusCodeName(grpc::StatusCode code);
 
 /// One line with code and message, then one indented line a detail: wrong fields, when to retry,
