@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "runtime/checkpoint/files.h"
+#include "runtime/tokenizer/model_guard.h"
 #include "runtime/tokenizer/sentencepiece_model.h"
 
 namespace firesteel {
@@ -81,6 +82,9 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::stri
   const std::string path = JoinPath(folder, "tokenizer.model");
   absl::StatusOr<std::string> content = ReadFile(path, kMaxModelBytes);
   if (!content.ok()) return content.status();
+  if (absl::Status status = CheckTokenizerModel(*content); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", status.message()));
+  }
   auto model = std::make_unique<SentencePieceModel>();
   std::string error;
   if (!model->Load(*content, &error)) {

@@ -134,5 +134,78 @@ TEST(TokenizerLoadTest, BadFilesAreErrors) {
   }
 }
 
+std::string BundledModel() {
+  std::ifstream in(std::string(kModel) + "/tokenizer.model", std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+/// A length-delimited protobuf field of at most 127 bytes.
+std::string Field(int number, const std::string& content) {
+  return std::string(1, static_cast<char>(number << 3 | 2)) +
+         std::string(1, static_cast<char>(content.size())) + content;
+}
+
+std::string LoadError(const TempFolder& folder, const std::string& model) {
+  folder.Write("tokenizer.model", model);
+  return std::string(Tokenizer::Load(folder.path(), 1 << 20, 2).status().message());
+}
+
+// The library would follow offsets in such rules to memory that isn't there.
+TEST(TokenizerLoadTest, NormalizationRulesAreRefused) {
+  const TempFolder folder;
+  const std::string model = BundledModel();
+  ASSERT_EQ(LoadError(folder, model), "");
+  EXPECT_EQ(LoadError(folder, model + Field(3, Field(2, ""))), "");
+  for (const int spec : {3, 5}) {
+    const std::string rules = Field(spec, Field(1, "nmt") + Field(2, "\x04wild"));
+    EXPECT_THAT(LoadError(folder, model + rules), HasSubstr("precompiled_charsmap"));
+    EXPECT_THAT(LoadError(folder, rules + model), HasSubstr("precompiled_charsmap"));
+  }
+}
+
+TEST(TokenizerLoadTest, WhatIsNoMessageIsRefused) {
+  const TempFolder folder;
+  const std::string model = BundledModel();
+  for (const std::string& tail :
+       {std::string("\x1A"), std::string("\x1A\x05xx"), std::string("\x1B\x1C"),
+        std::string("\x07"), Field(3, "\x12\x05x"), std::string(11, '\xFF'),
+        std::string("\x01xx", 3), std::string(1, '\0')}) {
+    EXPECT_THAT(LoadError(folder, model + tail), HasSubstr("not a protobuf message"));
+  }
+}
+
+TEST(TokenizerLoadTest, DamagedModelsNeverCrash) {
+  const TempFolder folder;
+  const std::string model = BundledModel();
+  uint64_t state = 1;
+  const auto below = [&state](uint64_t n) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (state >> 33) % n;
+  };
+  int loaded = 0, refused = 0;
+  for (int i = 0; i < 400; ++i) {
+    std::string bad = model;
+    for (uint64_t flips = 1 + below(4); flips > 0; --flips) {
+      // Half of them at the end, where the settings are.
+      const size_t at = below(2) == 0 ? below(bad.size()) : bad.size() - 1 - below(300);
+      bad[at] = static_cast<char>(bad[at] ^ (1 << below(8)));
+    }
+    folder.Write("tokenizer.model", bad);
+    const auto tokenizer = Tokenizer::Load(folder.path(), 1 << 20, 2);
+    if (!tokenizer.ok()) {
+      ++refused;
+      continue;
+    }
+    ++loaded;
+    const auto ids = (*tokenizer)->EncodePrompt("Once upon \xF0\x9F\xA6\x8A a time\n123\xFF");
+    for (const int32_t id : ids.ok() ? *ids : std::vector<int32_t>{}) {
+      EXPECT_TRUE(id >= 0 && id < 1 << 20);
+      (*tokenizer)->TokenBytes(id);
+    }
+  }
+  EXPECT_GT(loaded, 50);
+  EXPECT_GT(refused, 50);
+}
+
 }  // namespace
 }  // namespace firesteel
