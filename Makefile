@@ -5,6 +5,8 @@ PRESET ?= release
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Of `make test`: only the tests whose name matches this regular expression.
 TESTS ?=
+# Of `make bench`: further flags of firesteel-bench.
+BENCH_FLAGS ?=
 # Of `make build`: only these CMake targets.
 TARGETS ?=
 
@@ -35,9 +37,9 @@ run: ## build, serve the bundled model, stream one generation, serve on until Ct
 test: build ## build, then run every test (TESTS=REGEX: those that match)
 	@ctest --preset $(PRESET) -j $(JOBS) $(if $(TESTS),-R '$(TESTS)')
 
-bench: build ## build, then run every benchmark program
-	@set -e; for program in $(BUILD)/bin/*_bench; do \
-	  if [ -x "$$program" ]; then echo "== $$program"; "$$program"; fi; done
+bench: build ## build, then measure the bundled model and every kernel
+	@$(BUILD)/bin/firesteel-bench --model models/spark-stories $(BENCH_FLAGS)
+	@set -e; for program in $(BUILD)/bin/*_bench; do echo "== $$program"; $$program; done
 
 lint: setup-lint $(BUILD)/build.ninja ## check the format and run clang-tidy over our own sources
 	@tools/lint.sh $(BUILD) $(JOBS)
