@@ -1,0 +1,269 @@
+#include "server/fake_engine.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace firesteel::server {
+
+ModelConfig FakeModelConfig() {
+  ModelConfig config;
+  config.architecture = Architecture::kSparkGemma2;
+  config.vocab_size = 300;
+  config.hidden_size = 32;
+  config.intermediate_size = 100;
+  config.num_layers = 2;
+  config.num_heads = 2;
+  config.num_kv_heads = 1;
+  config.head_dim = 16;
+  config.sliding_window = 16;
+  config.max_position_embeddings = 128;
+  config.layer_types = {AttentionKind::kSliding, AttentionKind::kFull};
+  config.query_pre_attn_scalar = 16;
+  config.ffn_predictor_dim = 16;
+  config.ffn_top_k = 8;
+  config.attention_predictor_dim = 8;
+  config.attention_top_k = 4;
+  return config;
+}
+
+absl::StatusOr<std::vector<int32_t>> FakeTokenizer::EncodePrompt(absl::string_view text) const {
+  std::vector<int32_t> ids = {2};
+  for (const unsigned char c : text) ids.push_back(3 + c);
+  return ids;
+}
+
+const std::string& FakeTokenizer::TokenBytes(int32_t token_id) const {
+  static const auto* const bytes = [] {
+    auto* const all = new std::vector<std::string>(300);
+    for (int i = 0; i < 256; ++i) (*all)[3 + i] = std::string(1, static_cast<char>(i));
+    return all;
+  }();
+  return (*bytes)[static_cast<size_t>(token_id)];
+}
+
+GenerationResult FakeResult(FinishReason reason, uint32_t generated_tokens) {
+  GenerationResult result;
+  result.reason = reason;
+  result.usage = {.prompt_tokens = 4, .cached_tokens = 0, .generated_tokens = generated_tokens};
+  result.timings = {.queue = absl::Milliseconds(1),
+                    .prefill = absl::Milliseconds(20),
+                    .first_token = absl::Milliseconds(21),
+                    .decode = absl::Milliseconds(40),
+                    .total = absl::Milliseconds(61)};
+  result.sparsity = {.ffn_active_fraction = 0.08,
+                     .attention_attended_positions = 12.5,
+                     .attention_attended_fraction = 0.25,
+                     .flops_skipped_fraction = 0.5};
+  return result;
+}
+
+FakeEngine::FakeEngine(EngineObserver* observer, ModelConfig config) : observer_(observer) {
+  weights_.config = std::move(config);
+  thread_ = std::thread([this] { Main(); });
+}
+
+FakeEngine::~FakeEngine() {
+  FinishDrain(absl::InfinitePast());
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  thread_.join();
+}
+
+// --- The engine's thread ---
+
+absl::Time FakeEngine::NextDeadline() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [handle, running] : running_) next = std::min(next, running.request.deadline);
+  return next;
+}
+
+void FakeEngine::PostExpired() {
+  const absl::Time now = absl::Now();
+  for (const auto& [handle, running] : running_) {
+    if (running.request.deadline > now) continue;
+    actions_.push_back([this, h = handle] { End(h, FakeResult(FinishReason::kDeadlineExceeded)); });
+  }
+}
+
+void FakeEngine::Main() {
+  while (true) {
+    std::deque<Action> actions;
+    {
+      absl::MutexLock lock(&mutex_);
+      busy_ = false;
+      const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stopping_ || !actions_.empty();
+      };
+      // A request that came meanwhile may have an earlier deadline: Submit posts an action, so this
+      // wakes up.
+      mutex_.AwaitWithDeadline(absl::Condition(&ready), NextDeadline());
+      PostExpired();
+      if (stopping_ && actions_.empty()) return;
+      busy_ = true;
+      actions.swap(actions_);
+    }
+    for (const Action& action : actions) action();
+  }
+}
+
+void FakeEngine::Post(Action action) {
+  absl::MutexLock lock(&mutex_);
+  actions_.push_back(std::move(action));
+}
+
+void FakeEngine::End(RequestHandle handle, GenerationResult result) {
+  std::shared_ptr<GenerationSink> sink;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto entry = running_.find(handle);
+    if (entry == running_.end()) return;
+    sink = std::move(entry->second.sink);
+    running_.erase(entry);
+  }
+  if (observer_ != nullptr) observer_->OnFinish({result.reason, result.usage, result.timings});
+  sink->OnFinish(std::move(result));
+}
+
+// --- The script ---
+
+void FakeEngine::RefuseNext(absl::Status status, std::optional<RejectionReason> reason) {
+  absl::MutexLock lock(&mutex_);
+  refusal_.emplace(std::move(status), reason);
+}
+
+void FakeEngine::AnswerAll(uint32_t tokens) {
+  absl::MutexLock lock(&mutex_);
+  answer_tokens_ = tokens;
+}
+
+Engine::RequestHandle FakeEngine::WaitForRequest(size_t index) {
+  absl::MutexLock lock(&mutex_);
+  const auto there = [&]()
+                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return admitted_.size() > index; };
+  mutex_.Await(absl::Condition(&there));
+  return admitted_[index];
+}
+
+GenerationRequest FakeEngine::request(RequestHandle handle) {
+  absl::MutexLock lock(&mutex_);
+  return requests_.at(handle);
+}
+
+void FakeEngine::Emit(RequestHandle handle, std::string text, std::vector<int32_t> token_ids) {
+  Post([this, handle, delta = TokenDelta{std::move(text), std::move(token_ids)}] {
+    std::shared_ptr<GenerationSink> sink;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto entry = running_.find(handle);
+      if (entry != running_.end()) sink = entry->second.sink;
+    }
+    if (sink != nullptr) sink->OnDelta(delta);
+  });
+}
+
+void FakeEngine::Finish(RequestHandle handle, GenerationResult result) {
+  Post([this, handle, result = std::move(result)] { End(handle, result); });
+}
+
+void FakeEngine::WaitUntilIdle() {
+  absl::MutexLock lock(&mutex_);
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return actions_.empty() && !busy_;
+  };
+  mutex_.Await(absl::Condition(&idle));
+}
+
+void FakeEngine::WaitForCancel(RequestHandle handle) {
+  absl::MutexLock lock(&mutex_);
+  const auto cancelled = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return std::find(cancelled_.begin(), cancelled_.end(), handle) != cancelled_.end();
+  };
+  mutex_.Await(absl::Condition(&cancelled));
+}
+
+bool FakeEngine::empty() {
+  absl::MutexLock lock(&mutex_);
+  return running_.empty();
+}
+
+void FakeEngine::SetMakingProgress(bool moving) {
+  absl::MutexLock lock(&mutex_);
+  moving_ = moving;
+}
+
+// --- Engine ---
+
+absl::StatusOr<Engine::RequestHandle> FakeEngine::Submit(GenerationRequest request,
+                                                         std::shared_ptr<GenerationSink> sink) {
+  RequestHandle handle = 0;
+  uint32_t tokens = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (draining_) {
+      if (observer_ != nullptr) observer_->OnRejected(RejectionReason::kDraining);
+      return absl::UnavailableError("the model is draining");
+    }
+    if (refusal_.has_value()) {
+      const auto [status, reason] = *std::exchange(refusal_, std::nullopt);
+      if (observer_ != nullptr && reason.has_value()) observer_->OnRejected(*reason);
+      return status;
+    }
+    handle = next_handle_++;
+    tokens = answer_tokens_;
+    requests_.emplace(handle, request);
+    running_.emplace(handle, Running{std::move(request), std::move(sink)});
+    admitted_.push_back(handle);
+    actions_.push_back([] {});  // wakes the thread, for the deadline
+  }
+  for (uint32_t i = 0; i < tokens; ++i) {
+    Emit(handle, absl::StrCat("t", i, " "), {static_cast<int32_t>(i)});
+  }
+  if (tokens > 0) Finish(handle, FakeResult(FinishReason::kLength, tokens));
+  return handle;
+}
+
+void FakeEngine::Cancel(RequestHandle handle) {
+  {
+    absl::MutexLock lock(&mutex_);
+    cancelled_.push_back(handle);
+  }
+  Finish(handle, FakeResult(FinishReason::kCancelled));
+}
+
+void FakeEngine::BeginDrain() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+}
+
+bool FakeEngine::FinishDrain(absl::Time deadline) {
+  std::vector<RequestHandle> left;
+  const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_.empty(); };
+  {
+    absl::MutexLock lock(&mutex_);
+    draining_ = true;
+    if (mutex_.AwaitWithDeadline(absl::Condition(&none), deadline)) return true;
+    for (const auto& [handle, running] : running_) left.push_back(handle);
+  }
+  for (const RequestHandle handle : left) Finish(handle, FakeResult(FinishReason::kCancelled));
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(&none));
+  return false;
+}
+
+bool FakeEngine::MakingProgress(absl::Duration) const {
+  absl::MutexLock lock(&mutex_);
+  return moving_;
+}
+
+EngineGauges FakeEngine::gauges() const {
+  absl::MutexLock lock(&mutex_);
+  return {.requests_running = static_cast<uint32_t>(running_.size()),
+          .requests_waiting = 0,
+          .kv_usage_ratio = 0};
+}
+
+}  // namespace firesteel::server

@@ -1,0 +1,114 @@
+// An engine whose every answer is scripted by a test: the double of the real one in the server's
+// unit tests.
+
+#ifndef FIRESTEEL_SERVER_FAKE_ENGINE_H_
+#define FIRESTEEL_SERVER_FAKE_ENGINE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "runtime/scheduler/engine.h"
+
+namespace firesteel::server {
+
+/// A small valid Spark shape: 2 layers, context 128, vocabulary 300, F 100, 2 heads.
+ModelConfig FakeModelConfig();
+
+/// One token a byte: id 3 + byte; bos is 2, eos 1.
+class FakeTokenizer final : public Tokenizer {
+ public:
+  absl::StatusOr<std::vector<int32_t>> EncodePrompt(absl::string_view text) const override;
+  const std::string& TokenBytes(int32_t token_id) const override;
+};
+
+/// Thread-safe. Sinks and the observer are called by a thread of its own, as Engine promises.
+/// Deadlines end requests. Methods named Wait… block until it is so; a test that waits in vain runs
+/// into its time limit.
+class FakeEngine final : public Engine {
+ public:
+  explicit FakeEngine(EngineObserver* observer = nullptr, ModelConfig config = FakeModelConfig());
+  ~FakeEngine() override;
+
+  // --- The script ---
+  /// The next request is refused so.
+  void RefuseNext(absl::Status status, std::optional<RejectionReason> reason = std::nullopt);
+  /// Every request from now on gets so many deltas "tN " and finishes by itself.
+  void AnswerAll(uint32_t tokens);
+  /// The `index`-th admitted request, from 0. Waits for it.
+  RequestHandle WaitForRequest(size_t index);
+  GenerationRequest request(RequestHandle handle);
+  void Emit(RequestHandle handle, std::string text, std::vector<int32_t> token_ids = {});
+  void Finish(RequestHandle handle, GenerationResult result);
+  /// Waits until everything asked for so far has been handed to the sinks.
+  void WaitUntilIdle();
+  void WaitForCancel(RequestHandle handle);
+  /// Whether anything runs.
+  bool empty();
+  void SetMakingProgress(bool moving);
+
+  // --- Engine ---
+  absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
+                                       std::shared_ptr<GenerationSink> sink) override;
+  void Cancel(RequestHandle handle) override;
+  void BeginDrain() override;
+  bool FinishDrain(absl::Time deadline) override;
+  bool MakingProgress(absl::Duration limit) const override;
+  EngineGauges gauges() const override;
+  const ModelWeights& weights() const override { return weights_; }
+  const Tokenizer& tokenizer() const override { return tokenizer_; }
+  const EngineOptions& options() const override { return options_; }
+  ComputeType compute_type() const override { return ComputeType::kBF16; }
+  size_t kv_capacity_tokens() const override { return 4096; }
+
+ private:
+  struct Running {
+    GenerationRequest request;
+    std::shared_ptr<GenerationSink> sink;
+  };
+  using Action = std::function<void()>;
+
+  void Main();
+  void End(RequestHandle handle, GenerationResult result);
+  void Post(Action action) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Time NextDeadline() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PostExpired() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  EngineObserver* const observer_;
+  ModelWeights weights_;
+  const FakeTokenizer tokenizer_;
+  const EngineOptions options_;
+
+  mutable absl::Mutex mutex_;
+  std::deque<Action> actions_ ABSL_GUARDED_BY(mutex_);
+  std::map<RequestHandle, Running> running_ ABSL_GUARDED_BY(mutex_);
+  std::vector<RequestHandle> admitted_ ABSL_GUARDED_BY(mutex_);
+  std::map<RequestHandle, GenerationRequest> requests_ ABSL_GUARDED_BY(mutex_);
+  std::vector<RequestHandle> cancelled_ ABSL_GUARDED_BY(mutex_);
+  std::optional<std::pair<absl::Status, std::optional<RejectionReason>>> refusal_
+      ABSL_GUARDED_BY(mutex_);
+  uint32_t answer_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  RequestHandle next_handle_ ABSL_GUARDED_BY(mutex_) = 1;
+  bool busy_ ABSL_GUARDED_BY(mutex_) = false;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool moving_ ABSL_GUARDED_BY(mutex_) = true;
+  std::thread thread_;  // last: it uses the others
+};
+
+/// A result as a finished request has it.
+GenerationResult FakeResult(FinishReason reason, uint32_t generated_tokens = 3);
+
+}  // namespace firesteel::server
+
+#endif  // FIRESTEEL_SERVER_FAKE_ENGINE_H_

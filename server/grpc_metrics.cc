@@ -1,0 +1,148 @@
+#include "server/grpc_metrics.h"
+
+#include <grpcpp/support/status.h>
+
+#include <chrono>
+#include <cstddef>
+#include <string_view>
+#include <utility>
+
+namespace firesteel::server {
+namespace {
+
+constexpr size_t kNumCodes = 17;  // of grpc::StatusCode
+
+constexpr const char* kCodeNames[kNumCodes] = {
+    "OK",       "Canceled",       "Unknown",          "InvalidArgument",   "DeadlineExceeded",
+    "NotFound", "AlreadyExists",  "PermissionDenied", "ResourceExhausted", "FailedPrecondition",
+    "Aborted",  "OutOfRange",     "Unimplemented",    "Internal",          "Unavailable",
+    "DataLoss", "Unauthenticated"};
+
+const prometheus::Histogram::BucketBoundaries& Bounds() {
+  static const auto* const bounds = new prometheus::Histogram::BucketBoundaries{
+      0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60};
+  return *bounds;
+}
+
+}  // namespace
+
+/// The time series of one method. Those of a code are made when it first comes up.
+class GrpcMetrics::Method {
+ public:
+  Method(GrpcMetrics* metrics, prometheus::Labels labels)
+      : metrics_(metrics), labels_(std::move(labels)), started_(metrics->started_.Add(labels_)) {
+    ForCode(0);
+  }
+
+  void Started() { started_.Increment(); }
+
+  void Handled(int code, absl::Duration duration) {
+    // A number that gRPC does not know must not make a label value.
+    const bool known = code >= 0 && static_cast<size_t>(code) < kNumCodes;
+    const Series series = ForCode(known ? static_cast<size_t>(code) : 2);
+    series.handled->Increment();
+    series.handling->Observe(absl::ToDoubleSeconds(duration));
+  }
+
+ private:
+  struct Series {
+    prometheus::Counter* handled = nullptr;
+    prometheus::Histogram* handling = nullptr;
+  };
+
+  Series ForCode(size_t code) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    Series& series = by_code_[code];
+    if (series.handled == nullptr) {
+      prometheus::Labels labels = labels_;
+      labels["grpc_code"] = kCodeNames[code];
+      series.handled = &metrics_->handled_.Add(labels);
+      series.handling = &metrics_->handling_.Add(labels, Bounds());
+    }
+    return series;
+  }
+
+  GrpcMetrics* const metrics_;
+  const prometheus::Labels labels_;
+  prometheus::Counter& started_;
+  absl::Mutex mutex_;
+  std::array<Series, kNumCodes> by_code_ ABSL_GUARDED_BY(mutex_);
+};
+
+namespace {
+
+/// Lives as long as its call.
+class Interceptor final : public grpc::experimental::Interceptor {
+ public:
+  explicit Interceptor(GrpcMetrics::Method* method)
+      : method_(method), start_(std::chrono::steady_clock::now()) {
+    method_->Started();
+  }
+
+  // A call that ends without a status of ours lost its client.
+  ~Interceptor() override { Record(grpc::StatusCode::CANCELLED); }
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    using Hook = grpc::experimental::InterceptionHookPoints;
+    if (methods->QueryInterceptionHookPoint(Hook::PRE_SEND_STATUS)) {
+      Record(methods->GetSendStatus().error_code());
+    }
+    methods->Proceed();
+  }
+
+ private:
+  void Record(int code) {
+    if (std::exchange(recorded_, true)) return;
+    method_->Handled(code, absl::FromChrono(std::chrono::steady_clock::now() - start_));
+  }
+
+  GrpcMetrics::Method* const method_;
+  const std::chrono::steady_clock::time_point start_;
+  bool recorded_ = false;
+};
+
+class Factory final : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  using Methods = std::map<std::string, std::unique_ptr<GrpcMetrics::Method>, std::less<>>;
+  explicit Factory(const Methods* methods) : methods_(methods) {}
+
+  grpc::experimental::Interceptor* CreateServerInterceptor(
+      grpc::experimental::ServerRpcInfo* info) override {
+    if (info->method() == nullptr) return nullptr;
+    const auto method = methods_->find(std::string_view(info->method()));
+    return method == methods_->end() ? nullptr : new Interceptor(method->second.get());
+  }
+
+ private:
+  const Methods* const methods_;
+};
+
+}  // namespace
+
+GrpcMetrics::GrpcMetrics(prometheus::Registry* registry)
+    : started_(prometheus::BuildCounter()
+                   .Name("grpc_server_started_total")
+                   .Help("Calls that were begun.")
+                   .Register(*registry)),
+      handled_(prometheus::BuildCounter()
+                   .Name("grpc_server_handled_total")
+                   .Help("Calls that have ended, by code.")
+                   .Register(*registry)),
+      handling_(prometheus::BuildHistogram()
+                    .Name("grpc_server_handling_seconds")
+                    .Help("Duration of calls, by code.")
+                    .Register(*registry)) {}
+
+GrpcMetrics::~GrpcMetrics() = default;
+
+void GrpcMetrics::AddMethod(const std::string& service, const std::string& method) {
+  methods_["/" + service + "/" + method] = std::make_unique<Method>(
+      this, prometheus::Labels{{"grpc_service", service}, {"grpc_method", method}});
+}
+
+std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>
+GrpcMetrics::MakeInterceptorFactory() {
+  return std::make_unique<Factory>(&methods_);
+}
+
+}  // namespace firesteel::server

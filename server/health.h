@@ -1,0 +1,55 @@
+// What grpc.health.v1 answers, and the watchdog behind it.
+
+#ifndef FIRESTEEL_SERVER_HEALTH_H_
+#define FIRESTEEL_SERVER_HEALTH_H_
+
+#include <grpcpp/health_check_service_interface.h>
+
+#include <map>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/model_registry.h"
+
+namespace firesteel::server {
+
+/// Keeps gRPC's own health service up to date: "" and GenerationService are SERVING while every
+/// model makes progress, a model's name while that one does, ModelService always; all are
+/// NOT_SERVING after Withdraw. Thread-safe.
+class HealthMonitor {
+ public:
+  /// Both outlive it. A model is stuck when work waits and no step ended for `stall`. Sets every
+  /// status, then looks again by a thread of its own, several times in each `stall`.
+  HealthMonitor(grpc::HealthCheckServiceInterface* service, const ModelRegistry* models,
+                absl::Duration stall);
+  ~HealthMonitor();
+  HealthMonitor(const HealthMonitor&) = delete;
+  HealthMonitor& operator=(const HealthMonitor&) = delete;
+
+  /// Looks now.
+  void Check() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  /// Everything is NOT_SERVING from now on, for good.
+  void Withdraw() ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  void Main() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Set(const std::string& name, bool serving) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  grpc::HealthCheckServiceInterface* const service_;
+  const ModelRegistry* const models_;
+  const absl::Duration stall_;
+
+  absl::Mutex mutex_;
+  std::map<std::string, bool> statuses_ ABSL_GUARDED_BY(mutex_);  // as last set
+  bool withdrawn_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;  // last: it uses the others
+};
+
+}  // namespace firesteel::server
+
+#endif  // FIRESTEEL_SERVER_HEALTH_H_

@@ -1,0 +1,141 @@
+#include "server/model_loader.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "kernels/simd_target.h"
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/weights.h"
+#include "runtime/tokenizer/tokenizer.h"
+#include "server/logging.h"
+
+namespace firesteel::server {
+namespace {
+
+// A single short generation that takes longer than this will not get better.
+constexpr absl::Duration kGenerateOnceLimit = absl::Minutes(10);
+
+absl::Status AtModel(const ModelSpec& spec, const absl::Status& status) {
+  return absl::Status(status.code(),
+                      absl::StrCat("--model ", spec.name, "=", spec.path, ": ", status.message()));
+}
+
+absl::StatusOr<ComputeType> ResolveCompute(const ServerOptions& options, kernels::DType weights) {
+  const bool bf16 = weights == kernels::DType::kBF16;
+  if (!options.compute.has_value()) return bf16 ? ComputeType::kBF16 : ComputeType::kF32;
+  if (*options.compute == ComputeType::kBF16 && !bf16) {
+    return absl::InvalidArgumentError(
+        "--compute bf16 needs bf16 weights, but these are f32 (--weights bf16, or --compute f32)");
+  }
+  return *options.compute;
+}
+
+const char* WeightsName(kernels::DType dtype) {
+  return dtype == kernels::DType::kBF16 ? "bf16" : "f32";
+}
+
+absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, LoadedModels* out) {
+  const absl::Time start = absl::Now();
+  auto weights = LoadWeights(spec.path, options.weights);
+  if (!weights.ok()) return AtModel(spec, weights.status());
+  const ModelConfig& config = (*weights)->config;
+  auto tokenizer = Tokenizer::Load(spec.path, config.vocab_size, config.bos_token_id);
+  if (!tokenizer.ok()) return AtModel(spec, tokenizer.status());
+  const auto defaults = LoadGenerationDefaults(spec.path);
+  if (!defaults.ok()) return AtModel(spec, defaults.status());
+  const auto compute = ResolveCompute(options, (*weights)->dtype);
+  if (!compute.ok()) return AtModel(spec, compute.status());
+
+  EngineMetrics* const metrics = out->metrics->AddModel(spec.name, config);
+  auto engine = Engine::Create(*weights, *std::move(tokenizer), *compute, options.engine,
+                               out->pool.get(), metrics);
+  if (!engine.ok()) return AtModel(spec, engine.status());
+
+  ServedModel model;
+  model.name = spec.name;
+  model.engine = *std::move(engine);
+  model.defaults = *defaults;
+  model.max_prompt_tokens = static_cast<uint32_t>(config.max_position_embeddings - 1);
+  if (options.max_prompt_tokens > 0) {
+    model.max_prompt_tokens = std::min(model.max_prompt_tokens, options.max_prompt_tokens);
+  }
+  model.max_message_bytes = options.max_message_bytes;
+  metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), WeightsName((*weights)->dtype));
+  metrics->SetKvCapacity(model.engine->kv_capacity_tokens());
+  Log(LogLevel::kInfo, "model loaded",
+      {{"model", spec.name},
+       {"path", spec.path},
+       {"parameters", config.NumParameters()},
+       {"weights", WeightsName((*weights)->dtype)},
+       {"weight_bytes", (*weights)->bytes()},
+       {"compute", ComputeTypeName(*compute)},
+       {"kv_cache_bytes", model.engine->options().kv_cache_bytes},
+       {"kv_cache_tokens", model.engine->kv_capacity_tokens()},
+       {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
+
+  if (options.warmup && !options.check) {
+    const auto took = GenerateOnce(model, 4);
+    if (!took.ok()) return AtModel(spec, took.status());
+    Log(LogLevel::kInfo, "warmed up",
+        {{"model", spec.name}, {"seconds", absl::ToDoubleSeconds(*took)}});
+  }
+  metrics->StartCounting();
+  out->registry->Add(std::move(model));
+  return absl::OkStatus();
+}
+
+class WaitingSink final : public GenerationSink {
+ public:
+  void OnDelta(TokenDelta) override {}
+  void OnFinish(GenerationResult result) override {
+    result_ = std::move(result);
+    done_.Notify();
+  }
+
+  /// False where nothing came in time.
+  bool Wait() { return done_.WaitForNotificationWithTimeout(kGenerateOnceLimit); }
+  const GenerationResult& result() const { return result_; }
+
+ private:
+  absl::Notification done_;
+  GenerationResult result_;
+};
+
+}  // namespace
+
+absl::StatusOr<LoadedModels> LoadModels(const ServerOptions& options) {
+  LoadedModels out;
+  out.pool = std::make_unique<WorkerPool>(options.threads);
+  out.metrics = std::make_unique<ServerMetrics>();
+  out.registry = std::make_unique<ModelRegistry>();
+  for (const ModelSpec& spec : options.models) {
+    const absl::Status status = LoadModel(spec, options, &out);
+    if (!status.ok()) return status;
+  }
+  return out;
+}
+
+absl::StatusOr<absl::Duration> GenerateOnce(const ServedModel& model, uint32_t max_tokens) {
+  const absl::Time start = absl::Now();
+  GenerationRequest request;
+  request.request_id = "warmup";
+  request.prompt = {model.engine->weights().config.bos_token_id};
+  request.max_tokens = max_tokens;
+  request.sampling.temperature = 0;
+  request.stopping.ignore_eos = true;
+  const auto sink = std::make_shared<WaitingSink>();
+  const auto handle = model.engine->Submit(std::move(request), sink);
+  if (!handle.ok()) return handle.status();
+  if (!sink->Wait()) {
+    model.engine->Cancel(*handle);
+    return absl::DeadlineExceededError("a first short generation did not end in time");
+  }
+  if (sink->result().reason == FinishReason::kError) return sink->result().status;
+  return absl::Now() - start;
+}
+
+}  // namespace firesteel::server

@@ -1,0 +1,33 @@
+#include "server/model_service.h"
+
+#include "server/request_translation.h"
+#include "server/unary_answer.h"
+
+namespace firesteel::server {
+
+grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* context,
+                                                   const v1::ListModelsRequest*,
+                                                   v1::ListModelsResponse* response) {
+  for (const auto& model : models_->models()) {
+    *response->add_models() = DescribeModel(*model, IsDefault(*model));
+  }
+  return Answer(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* context,
+                                                 const v1::GetModelRequest* request,
+                                                 v1::GetModelResponse* response) {
+  const auto model = models_->Find(request->model());
+  if (!model.ok()) return Answer(context, model.status());
+  *response->mutable_model() = DescribeModel(**model, IsDefault(**model));
+  return Answer(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContext* context,
+                                                      const v1::GetServerInfoRequest*,
+                                                      v1::GetServerInfoResponse* response) {
+  *response = info_;
+  return Answer(context, absl::OkStatus());
+}
+
+}  // namespace firesteel::server

@@ -1,0 +1,39 @@
+// firesteel.v1.ModelService.
+
+#ifndef FIRESTEEL_SERVER_MODEL_SERVICE_H_
+#define FIRESTEEL_SERVER_MODEL_SERVICE_H_
+
+#include "firesteel/v1/model_service.grpc.pb.h"
+#include "server/model_registry.h"
+
+namespace firesteel::server {
+
+/// Thread-safe. `models` outlives it.
+class ModelService final : public v1::ModelService::CallbackService {
+ public:
+  /// `info` is what GetServerInfo answers.
+  ModelService(const ModelRegistry* models, v1::GetServerInfoResponse info)
+      : models_(models), info_(std::move(info)) {}
+
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
+                                     const v1::GetModelRequest* request,
+                                     v1::GetModelResponse* response) override;
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const v1::GetServerInfoRequest* request,
+                                          v1::GetServerInfoResponse* response) override;
+
+ private:
+  bool IsDefault(const ServedModel& model) const {
+    return &model == models_->models().front().get();
+  }
+
+  const ModelRegistry* const models_;
+  const v1::GetServerInfoResponse info_;
+};
+
+}  // namespace firesteel::server
+
+#endif  // FIRESTEEL_SERVER_MODEL_SERVICE_H_

@@ -1,0 +1,683 @@
+#include "server/options.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <set>
+#include <sstream>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "runtime/threading/cpu_topology.h"
+
+#ifndef FIRESTEEL_VERSION
+#error "FIRESTEEL_VERSION comes from the build"
+#endif
+
+namespace firesteel::server {
+namespace {
+
+constexpr size_t kMaxConfigBytes = 1u << 20;
+constexpr size_t kMaxModels = 64;
+
+// --- The kinds of value
+// -------------------------------------------------------------------------------------
+
+/// Sets an option from text; the status says only what is wrong with the value.
+using Setter = std::function<absl::Status(const std::string& value, ServerOptions& options)>;
+/// The effective value as text that the setter takes; more than one for a repeatable option.
+using Getter = std::function<std::vector<std::string>(const ServerOptions& options)>;
+
+struct Option {
+  const char* name;
+  const char* type;  // as --help shows it
+  std::string help;
+  Setter set;
+  Getter get;
+  bool repeatable = false;
+  bool is_switch = false;  // may stand alone: "on"
+  bool is_action = false;  // no part of a configuration: not printed, not read from the file
+};
+
+absl::Status Bad(const std::string& value, const std::string& why) {
+  std::string shown = value.substr(0, 100);
+  for (char& c : shown) {
+    if (std::iscntrl(static_cast<unsigned char>(c))) c = '?';
+  }
+  return absl::InvalidArgumentError(absl::StrCat("'", shown, "' ", why));
+}
+
+template <typename Field>
+using Accessor = Field& (*)(ServerOptions&);
+
+// The accessors are written for setting; reading goes through a copy.
+template <typename Field>
+Field Read(Accessor<Field> field, const ServerOptions& options) {
+  ServerOptions copy = options;
+  return field(copy);
+}
+
+template <typename Int>
+Option Whole(const char* name, const char* help, Int min, Int max, Accessor<Int> field) {
+  return {.name = name,
+          .type = "N",
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            uint64_t n = 0;
+            if (!absl::SimpleAtoi(value, &n) || n < min || n > max) {
+              return Bad(value, absl::StrCat("is not a whole number from ", min, " to ", max));
+            }
+            field(options) = static_cast<Int>(n);
+            return absl::OkStatus();
+          },
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            return {absl::StrCat(Read(field, options))};
+          }};
+}
+
+// Plain bytes, or with one of the suffixes KiB, MiB, GiB, TiB.
+bool ParseBytes(const std::string& value, uint64_t* bytes) {
+  static constexpr std::pair<const char*, int> kSuffixes[] = {
+      {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}};
+  absl::string_view digits = value;
+  int shift = 0;
+  for (const auto& [suffix, bits] : kSuffixes) {
+    if (absl::ConsumeSuffix(&digits, suffix)) {
+      shift = bits;
+      break;
+    }
+  }
+  if (digits.empty() || !std::all_of(digits.begin(), digits.end(),
+                                     [](unsigned char c) { return std::isdigit(c) != 0; })) {
+    return false;
+  }
+  uint64_t n = 0;
+  if (!absl::SimpleAtoi(digits, &n) || n > (std::numeric_limits<uint64_t>::max() >> shift)) {
+    return false;
+  }
+  *bytes = n << shift;
+  return true;
+}
+
+template <typename Int>
+Option Bytes(const char* name, const char* help, uint64_t min, uint64_t max, Accessor<Int> field) {
+  return {.name = name,
+          .type = "BYTES",
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            uint64_t n = 0;
+            if (!ParseBytes(value, &n) || n < min || n > max) {
+              return Bad(value, absl::StrCat("is not a number of bytes (KiB, MiB, GiB, TiB) from ",
+                                             min, " to ", max));
+            }
+            field(options) = static_cast<Int>(n);
+            return absl::OkStatus();
+          },
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            return {absl::StrCat(Read(field, options))};
+          }};
+}
+
+// A decimal number of `unit`s.
+Option Duration(const char* name, const char* type, const char* help, absl::Duration unit,
+                double min, double max, Accessor<absl::Duration> field) {
+  return {.name = name,
+          .type = type,
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            double n = 0;
+            if (!absl::SimpleAtod(value, &n) || !std::isfinite(n) || n < min || n > max) {
+              return Bad(value, absl::StrCat("is not a number from ", min, " to ", max));
+            }
+            field(options) = n * unit;
+            return absl::OkStatus();
+          },
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            return {absl::StrCat(absl::FDivDuration(Read(field, options), unit))};
+          }};
+}
+
+bool ParseSwitch(const std::string& value, bool* on) {
+  *on = value == "on" || value == "true";
+  return *on || value == "off" || value == "false";
+}
+
+Option Switch(const char* name, const char* help, Accessor<bool> field) {
+  return {.name = name,
+          .type = "on|off",
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            if (!ParseSwitch(value, &field(options))) return Bad(value, "is neither on nor off");
+            return absl::OkStatus();
+          },
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            return {Read(field, options) ? "on" : "off"};
+          },
+          .is_switch = true};
+}
+
+Option Action(const char* name, const char* help, Accessor<bool> field) {
+  Option option = Switch(name, help, field);
+  option.is_action = true;
+  return option;
+}
+
+// One of some names.
+template <typename Value>
+Option Choice(const char* name, const char* type, const char* help,
+              std::vector<std::pair<std::string, Value>> choices, Accessor<Value> field) {
+  return {.name = name,
+          .type = type,
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            std::vector<std::string> names;
+            for (const auto& [choice, result] : choices) {
+              if (choice == value) {
+                field(options) = result;
+                return absl::OkStatus();
+              }
+              names.push_back(choice);
+            }
+            return Bad(value, absl::StrCat("is not one of ", absl::StrJoin(names, ", ")));
+          },
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            for (const auto& [choice, result] : choices) {
+              if (result == Read(field, options)) return {choice};
+            }
+            return {};
+          }};
+}
+
+// HOST:PORT, where HOST is a name, an IPv4 address, or an IPv6 address in brackets. Anything that
+// the two listeners' own syntax would give another meaning (lists, suffixes, URI schemes) is kept
+// out.
+bool IsHostAndPort(const std::string& value) {
+  const size_t colon = value.rfind(':');
+  if (colon == std::string::npos || colon == 0) return false;
+  std::string host = value.substr(0, colon);
+  const std::string port = value.substr(colon + 1);
+  if (port.empty() || port.size() > 5 ||
+      !std::all_of(port.begin(), port.end(), [](unsigned char c) { return std::isdigit(c); }) ||
+      std::stoul(port) > 65535) {
+    return false;
+  }
+  const bool brackets = host.size() > 2 && host.front() == '[' && host.back() == ']';
+  if (brackets) host = host.substr(1, host.size() - 2);
+  return std::all_of(host.begin(), host.end(), [brackets](unsigned char c) {
+    return brackets ? std::isxdigit(c) || c == ':' || c == '.'
+                    : std::isalnum(c) || c == '.' || c == '-' || c == '_';
+  });
+}
+
+Option Address(const char* name, const char* help, Accessor<std::string> field) {
+  return {.name = name,
+          .type = "HOST:PORT",
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            if (!IsHostAndPort(value)) {
+              return Bad(value, "is not HOST:PORT (IPv6 in brackets, port from 0 to 65535)");
+            }
+            field(options) = value;
+            return absl::OkStatus();
+          },
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            return {Read(field, options)};
+          }};
+}
+
+// An option whose feature this version does not have: anything but `neutral` is refused by name.
+Option Waiting(const char* name, const char* type, const char* help) {
+  return {.name = name,
+          .type = type,
+          .help = absl::StrCat(help, " (not available in this version)"),
+          .set = [](const std::string& value, ServerOptions&) -> absl::Status {
+            return Bad(value, "is refused: the option is not available in this version");
+          },
+          .get = [](const ServerOptions&) -> std::vector<std::string> { return {}; }};
+}
+
+// --- The options that no kind covers
+// ------------------------------------------------------------------------
+
+bool IsModelName(const std::string& name) {
+  return !name.empty() && name.size() <= 128 &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return std::isalnum(c) || c == '-' || c == '_' || c == '.' || c == ':' || c == '/';
+         });
+}
+
+std::string BaseName(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path.substr(path.rfind('/') + 1);
+}
+
+absl::Status SetModel(const std::string& value, ServerOptions& options) {
+  const size_t equals = value.find('=');
+  ModelSpec spec;
+  spec.path = equals == std::string::npos ? value : value.substr(equals + 1);
+  spec.name = equals == std::string::npos ? BaseName(value) : value.substr(0, equals);
+  if (spec.path.empty()) return Bad(value, "has no path (name=path, or path)");
+  if (!IsModelName(spec.name)) {
+    return Bad(value,
+               "gives no usable model name (name=path; letters, digits and -_.:/, at most 128)");
+  }
+  for (const ModelSpec& other : options.models) {
+    if (other.name == spec.name) {
+      return Bad(value, absl::StrCat("repeats the model name ", spec.name, " (use name=path)"));
+    }
+  }
+  if (options.models.size() == kMaxModels) {
+    return Bad(value, absl::StrCat("is one too many: at most ", kMaxModels, " models"));
+  }
+  options.models.push_back(std::move(spec));
+  return absl::OkStatus();
+}
+
+Option Model() {
+  return {
+      .name = "model",
+      .type = "[NAME=]DIR",
+      .help =
+          "A checkpoint folder to serve, and the name requests use (default: the folder's own); "
+          "repeatable, the first is the default model",
+      .set = SetModel,
+      .get = [](const ServerOptions& options) -> std::vector<std::string> {
+        std::vector<std::string> values;
+        for (const ModelSpec& spec : options.models) {
+          values.push_back(absl::StrCat(spec.name, "=", spec.path));
+        }
+        return values;
+      },
+      .repeatable = true};
+}
+
+Option Weights() {
+  Option option = Choice<WeightFormat>(
+      "weights", "auto|bf16", "How weights are held in memory; auto keeps what the file has",
+      {{"auto", WeightFormat::kAuto}, {"bf16", WeightFormat::kBF16}},
+      +[](ServerOptions& o) -> WeightFormat& { return o.weights; });
+  option.set = [base = option.set](const std::string& value,
+                                   ServerOptions& options) -> absl::Status {
+    static constexpr const char* kPlanned[] = {"int8", "int4", "fp8", "f16"};
+    for (const char* planned : kPlanned) {
+      if (value == planned) return Bad(value, "is not available in this version (auto, bf16)");
+    }
+    return base(value, options);
+  };
+  return option;
+}
+
+Option SublinearHead() {
+  Option option = Switch(
+      "sublinear-head", "Output head that skips unlikely tokens (only off in this version)",
+      +[](ServerOptions& o) -> bool& { return o.sublinear_head; });
+  option.set = [](const std::string& value, ServerOptions&) -> absl::Status {
+    bool on = false;
+    if (!ParseSwitch(value, &on)) return Bad(value, "is neither on nor off");
+    return on ? Bad(value, "is not available in this version (off)") : absl::OkStatus();
+  };
+  return option;
+}
+
+// --- The table
+// ----------------------------------------------------------------------------------------------
+
+const std::vector<Option>& Table() {
+  using O = ServerOptions;
+  using Compute = std::optional<ComputeType>;
+  static const auto* const table = new std::vector<Option>{
+      Model(),
+      Address(
+          "address", "Where gRPC listens; port 0 picks a free one",
+          +[](O& o) -> std::string& { return o.address; }),
+      Address(
+          "metrics-address", "Where Prometheus metrics are served, at /metrics",
+          +[](O& o) -> std::string& { return o.metrics_address; }),
+      Weights(),
+      Choice<Compute>(
+          "compute", "auto|f32|bf16",
+          "Precision of activations and products; auto follows the weights, f32 is the parity mode",
+          {{"auto", std::nullopt}, {"f32", ComputeType::kF32}, {"bf16", ComputeType::kBF16}},
+          +[](O& o) -> Compute& { return o.compute; }),
+      Whole<uint32_t>(
+          "threads",
+          "Compute threads (default: the smaller of cpuset, cgroup quota and physical cores)", 1,
+          1024, +[](O& o) -> uint32_t& { return o.threads; }),
+      Whole<uint32_t>(
+          "max-batch-size", "Sequences that run at once", 1, 4096,
+          +[](O& o) -> uint32_t& { return o.engine.max_batch_size; }),
+      Whole<uint32_t>(
+          "max-batch-tokens", "Tokens computed in one step: decodes and prefill chunk", 1, 65536,
+          +[](O& o) -> uint32_t& { return o.engine.max_batch_tokens; }),
+      Whole<uint32_t>(
+          "max-queue-requests", "Requests that may wait; one more is refused", 1, 1'000'000,
+          +[](O& o) -> uint32_t& { return o.engine.max_queue_requests; }),
+      Whole<uint32_t>(
+          "max-queue-tokens", "Prompt tokens that may wait; more are refused", 1, 1'000'000'000,
+          +[](O& o) -> uint32_t& { return o.engine.max_queue_tokens; }),
+      Bytes<size_t>(
+          "kv-cache-bytes", "Memory for keys and values of each model; 0: a share of the memory", 0,
+          uint64_t{1} << 46, +[](O& o) -> size_t& { return o.engine.kv_cache_bytes; }),
+      Whole<uint32_t>(
+          "max-prompt-tokens", "Longest prompt; 0: what the model's context allows", 0, 100'000'000,
+          +[](O& o) -> uint32_t& { return o.max_prompt_tokens; }),
+      Bytes<uint64_t>(
+          "max-message-bytes", "Largest request message", 1024, std::numeric_limits<int32_t>::max(),
+          +[](O& o) -> uint64_t& { return o.max_message_bytes; }),
+      Duration(
+          "target-itl-ms", "MS",
+          "Time between two tokens to aim at by shorter prefill chunks; 0: none",
+          absl::Milliseconds(1), 0, 60'000,
+          +[](O& o) -> absl::Duration& { return o.engine.target_itl; }),
+      Duration(
+          "drain-seconds", "SECONDS", "Time that running requests have after SIGTERM",
+          absl::Seconds(1), 0, 86'400, +[](O& o) -> absl::Duration& { return o.drain; }),
+      Duration(
+          "stall-seconds", "SECONDS",
+          "Health turns NOT_SERVING where work waits and no step ends for so long",
+          absl::Seconds(1), 0.1, 86'400, +[](O& o) -> absl::Duration& { return o.stall; }),
+      Switch(
+          "reflection", "gRPC server reflection", +[](O& o) -> bool& { return o.reflection; }),
+      Switch(
+          "warmup", "One short generation a model before serving",
+          +[](O& o) -> bool& { return o.warmup; }),
+      Choice<std::string>(
+          "log-level", "LEVEL", "trace, debug, info, warn, error or off",
+          {{"trace", "trace"},
+           {"debug", "debug"},
+           {"info", "info"},
+           {"warn", "warn"},
+           {"error", "error"},
+           {"off", "off"}},
+          +[](O& o) -> std::string& { return o.log_level; }),
+      Choice<LogFormat>(
+          "log-format", "text|json", "Form of the log lines on standard error",
+          {{"text", LogFormat::kText}, {"json", LogFormat::kJson}},
+          +[](O& o) -> LogFormat& { return o.log_format; }),
+      SublinearHead(),
+      Waiting("tls-cert", "FILE", "Certificate chain"),
+      Waiting("tls-key", "FILE", "Private key"),
+      Waiting("tls-client-ca", "FILE", "Authorities of client certificates"),
+      Waiting("auth-token-file", "FILE", "Bearer tokens"),
+      Action(
+          "print-config", "Print the effective configuration as YAML and exit",
+          +[](O& o) -> bool& { return o.print_config; }),
+      Action(
+          "check", "Load everything, generate one token, and exit",
+          +[](O& o) -> bool& { return o.check; }),
+  };
+  return *table;
+}
+
+const Option* FindOption(absl::string_view name) {
+  for (const Option& option : Table()) {
+    if (name == option.name) return &option;
+  }
+  return nullptr;
+}
+
+std::string EnvironmentName(const std::string& option) {
+  std::string name = absl::StrCat("FIRESTEEL_", option);
+  for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
+  return name;
+}
+
+// --- The three sources
+// --------------------------------------------------------------------------------------
+
+/// The values of one option and where they came from, for messages.
+struct Given {
+  std::string source;
+  std::vector<std::string> values;
+};
+using Values = std::map<std::string, Given>;
+
+absl::Status FileError(const std::string& path, const std::string& what) {
+  return absl::InvalidArgumentError(absl::StrCat("--config ", path, ": ", what));
+}
+
+absl::StatusOr<std::string> ReadConfigFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text(kMaxConfigBytes + 1, '\0');
+  if (file) file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  // A folder opens but does not read.
+  if (!file.is_open() || file.bad() || (file.fail() && !file.eof())) {
+    return FileError(path, "cannot be read");
+  }
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (text.size() > kMaxConfigBytes) {
+    return FileError(path, absl::StrCat("is larger than ", kMaxConfigBytes, " bytes"));
+  }
+  return text;
+}
+
+absl::Status AddYamlEntry(const std::string& path, const YAML::Node& key_node,
+                          const YAML::Node& value, Values* values) {
+  if (!key_node.IsScalar()) return FileError(path, "a key is not a plain name");
+  const std::string key = absl::StrReplaceAll(key_node.Scalar(), {{"_", "-"}});
+  const Option* option = FindOption(key);
+  if (option == nullptr || option->is_action) {
+    return FileError(path, absl::StrCat("unknown key '", key_node.Scalar().substr(0, 100), "'"));
+  }
+  Given given{.source = absl::StrCat(path, ": ", option->name), .values = {}};
+  if (value.IsScalar()) {
+    given.values = {value.Scalar()};
+  } else if (value.IsSequence() && option->repeatable) {
+    for (const auto& item : value) {
+      if (!item.IsScalar()) return FileError(path, absl::StrCat(key, ": an entry is no text"));
+      given.values.push_back(item.Scalar());
+    }
+  } else {
+    return FileError(path, absl::StrCat(key, ": needs one plain value",
+                                        option->repeatable ? ", or a list of them" : ""));
+  }
+  if (!values->emplace(option->name, std::move(given)).second) {
+    return FileError(path, absl::StrCat("key '", key, "' is given twice"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Values> ReadYaml(const std::string& path) {
+  const auto text = ReadConfigFile(path);
+  if (!text.ok()) return text.status();
+  Values values;
+  try {
+    const YAML::Node root = YAML::Load(*text);
+    if (root.IsNull()) return values;  // an empty file
+    if (!root.IsMap()) return FileError(path, "is not a list of `key: value` lines");
+    for (const auto& entry : root) {
+      const absl::Status status = AddYamlEntry(path, entry.first, entry.second, &values);
+      if (!status.ok()) return status;
+    }
+  } catch (const YAML::Exception& e) {
+    return FileError(path, absl::StrCat("is not YAML: ", e.what()));
+  }
+  return values;
+}
+
+Values ReadEnvironment(const Environment& environment) {
+  Values values;
+  for (const Option& option : Table()) {
+    const std::string name = EnvironmentName(option.name);
+    const std::optional<std::string> text = environment(name);
+    if (!text.has_value() || text->empty()) continue;
+    Given given{.source = name, .values = {}};
+    if (option.repeatable) {
+      given.values = absl::StrSplit(*text, ',', absl::SkipEmpty());
+    } else {
+      given.values = {*text};
+    }
+    values.emplace(option.name, std::move(given));
+  }
+  return values;
+}
+
+/// What stands on the command line besides options of the table.
+struct Flags {
+  Values values;
+  std::string config;
+  bool version = false;
+  std::string help;  // its text, where asked for
+};
+
+constexpr char kFooter[] =
+    "Every option is also an environment variable (FIRESTEEL_MAX_BATCH_SIZE for --max-batch-size) "
+    "and a key of\n"
+    "the YAML file (max-batch-size: 32). The command line wins, then the environment, then the "
+    "file.\n"
+    "FIRESTEEL_SIMD_TARGET restricts the kernels to one SIMD target.";
+
+absl::StatusOr<Flags> ReadFlags(const std::vector<std::string>& arguments) {
+  Flags flags;
+  CLI::App app{"Serves Spark Transformers over gRPC.", "firesteel-server"};
+  app.footer(kFooter);
+  app.add_option("--config", flags.config, "A YAML file of options")->type_name("FILE");
+  app.add_flag("--version", flags.version, "Print the version and exit");
+  std::map<std::string, std::pair<CLI::Option*, std::vector<std::string>>> found;
+  for (const Option& option : Table()) {
+    auto& slot = found[option.name];
+    slot.first = app.add_option(absl::StrCat("--", option.name), slot.second, option.help)
+                     ->type_name(option.type)
+                     ->allow_extra_args(false);
+    if (option.is_switch) slot.first->expected(0, 1)->default_str("");
+  }
+  app.allow_extras();
+  try {
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+    const std::vector<std::string> rest = app.remaining();
+    if (!rest.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown option '", rest.front(), "' (see --help)"));
+    }
+  } catch (const CLI::CallForHelp&) {
+    flags.help = app.help();
+    return flags;
+  } catch (const CLI::ParseError& e) {
+    return absl::InvalidArgumentError(e.what());
+  }
+  for (auto& [name, slot] : found) {
+    auto& [cli, values] = slot;
+    if (cli->count() == 0) continue;
+    for (std::string& value : values) {
+      if (FindOption(name)->is_switch && value.empty()) value = "on";
+    }
+    if (values.empty()) values = {"on"};
+    flags.values[name] = Given{.source = absl::StrCat("--", name), .values = std::move(values)};
+  }
+  return flags;
+}
+
+// --- Together
+// -----------------------------------------------------------------------------------------------
+
+absl::Status Apply(const Option& option, const Given& given, ServerOptions* options) {
+  if (given.values.size() > 1 && !option.repeatable) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(given.source, ": is given ", given.values.size(), " times"));
+  }
+  for (const std::string& value : given.values) {
+    const absl::Status status = option.set(value, *options);
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(given.source, ": ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTogether(const ServerOptions& options) {
+  if (options.engine.max_batch_tokens < options.engine.max_batch_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--max-batch-tokens: '", options.engine.max_batch_tokens, "' is below --max-batch-size (",
+        options.engine.max_batch_size, "): every running sequence needs one token a step"));
+  }
+  if (options.models.empty() && !options.print_config) {
+    return absl::InvalidArgumentError(
+        "--model: at least one model is needed (a checkpoint folder)");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+const char* Version() { return FIRESTEEL_VERSION; }
+
+Environment ProcessEnvironment() {
+  return [](const std::string& name) -> std::optional<std::string> {
+    const char* value = std::getenv(name.c_str());
+    if (value == nullptr) return std::nullopt;
+    return value;
+  };
+}
+
+std::string ToYaml(const ServerOptions& options) {
+  YAML::Emitter out;
+  out << YAML::BeginMap;
+  for (const Option& option : Table()) {
+    const std::vector<std::string> values = option.get(options);
+    if (option.is_action || (values.empty() && !option.repeatable)) continue;
+    out << YAML::Key << option.name << YAML::Value;
+    if (option.repeatable) {
+      out << values;
+    } else {
+      out << values.front();
+    }
+  }
+  out << YAML::EndMap;
+  return absl::StrCat(out.c_str(), "\n");
+}
+
+absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arguments,
+                                             const Environment& environment) {
+  auto flags = ReadFlags(arguments);
+  if (!flags.ok()) return flags.status();
+  CommandLine out;
+  if (!flags->help.empty() || flags->version) {
+    out.action = CommandLine::Action::kPrint;
+    out.text = flags->version ? absl::StrCat("firesteel-server ", Version(), "\n") : flags->help;
+    return out;
+  }
+
+  // Weakest first: a stronger source replaces the whole value, also that of a repeatable option.
+  Values values;
+  std::string config = flags->config;
+  if (config.empty()) config = environment("FIRESTEEL_CONFIG").value_or("");
+  if (!config.empty()) {
+    auto file = ReadYaml(config);
+    if (!file.ok()) return file.status();
+    values = *std::move(file);
+  }
+  for (auto& [name, given] : ReadEnvironment(environment)) values[name] = given;
+  for (auto& [name, given] : flags->values) values[name] = given;
+
+  out.options.threads = static_cast<uint32_t>(DefaultThreadCount());
+  for (const Option& option : Table()) {
+    const auto given = values.find(option.name);
+    if (given == values.end()) continue;
+    const absl::Status status = Apply(option, given->second, &out.options);
+    if (!status.ok()) return status;
+  }
+  if (const absl::Status status = CheckTogether(out.options); !status.ok()) return status;
+
+  if (out.options.print_config) {
+    out.action = CommandLine::Action::kPrint;
+    out.text = ToYaml(out.options);
+  } else if (out.options.check) {
+    out.action = CommandLine::Action::kCheck;
+  }
+  return out;
+}
+
+}  // namespace firesteel::server

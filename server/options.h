@@ -1,0 +1,81 @@
+// Everything that can be set about the server: one table of options drives the command line, the
+// environment, the YAML file, --help and --print-config.
+
+#ifndef FIRESTEEL_SERVER_OPTIONS_H_
+#define FIRESTEEL_SERVER_OPTIONS_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "runtime/checkpoint/weights.h"
+#include "runtime/model/compute_type.h"
+#include "runtime/scheduler/engine.h"
+
+namespace firesteel::server {
+
+/// One --model: where it is, and the name that requests use.
+struct ModelSpec {
+  std::string name;
+  std::string path;
+};
+
+enum class LogFormat : uint8_t { kText, kJson };
+
+/// The effective options, checked one by one and against each other.
+struct ServerOptions {
+  std::vector<ModelSpec> models;  // the first is the default one
+  std::string address = "127.0.0.1:50051";
+  std::string metrics_address = "127.0.0.1:9464";
+  WeightFormat weights = WeightFormat::kAuto;
+  std::optional<ComputeType> compute;  // unset: what suits the weights
+  uint32_t threads = 1;                // the parser's default is DefaultThreadCount()
+  EngineOptions engine;
+  uint32_t max_prompt_tokens = 0;  // 0: what the context allows
+  uint64_t max_message_bytes = 4u << 20;
+  absl::Duration drain = absl::Seconds(30);
+  absl::Duration stall = absl::Seconds(30);
+  std::string log_level = "info";
+  LogFormat log_format = LogFormat::kText;
+  bool reflection = true;
+  bool warmup = true;
+  bool print_config = false;
+  bool check = false;
+  bool sublinear_head = false;  // accepts nothing else yet
+};
+
+/// What the command line asks for.
+struct CommandLine {
+  enum class Action { kServe, kCheck, kPrint };
+  Action action = Action::kServe;
+  ServerOptions options;
+  std::string text;  // kPrint: what to write to standard output (help, version, configuration)
+};
+
+/// The value of an environment variable, or nothing.
+using Environment = std::function<std::optional<std::string>(const std::string& name)>;
+
+/// The process's own environment.
+Environment ProcessEnvironment();
+
+/// Reads `arguments` (without the program's name), the environment (FIRESTEEL_MAX_BATCH_SIZE for
+/// --max-batch-size; an empty variable counts as unset; several models are separated by commas) and
+/// the YAML file of --config (max-batch-size, or max_batch_size). The command line wins, then the
+/// environment, then the file. InvalidArgument: one line that names the option, where its value
+/// came from, the value and what is allowed.
+absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arguments,
+                                             const Environment& environment);
+
+/// The effective options as a YAML file that --config reads back.
+std::string ToYaml(const ServerOptions& options);
+
+/// The program's version.
+const char* Version();
+
+}  // namespace firesteel::server
+
+#endif  // FIRESTEEL_SERVER_OPTIONS_H_

@@ -1,0 +1,148 @@
+#include "server/status.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "google/rpc/status.pb.h"
+#include "runtime/scheduler/engine.h"
+
+namespace firesteel::server {
+namespace {
+
+constexpr char kTypePrefix[] = "type.googleapis.com/";
+constexpr size_t kMaxDescriptionBytes = 300;
+constexpr size_t kMaxMessageBytes = 1000;
+constexpr size_t kMaxQuotedBytes = 64;
+
+template <typename Message>
+std::string TypeUrl() {
+  return absl::StrCat(kTypePrefix, Message::descriptor()->full_name());
+}
+
+template <typename Message>
+void SetPayload(const Message& message, absl::Status* status) {
+  status->SetPayload(TypeUrl<Message>(),
+                     absl::Cord(absl::string_view(message.SerializeAsString())));
+}
+
+// Proto strings must be UTF-8 and trailers are small: plain ASCII, and not too much of it.
+std::string WireText(absl::string_view text, size_t max_bytes) {
+  std::string out(text.substr(0, max_bytes));
+  const bool plain =
+      std::all_of(out.begin(), out.end(), [](unsigned char c) { return c >= 0x20 && c < 0x7F; });
+  return plain ? out : absl::CEscape(out);
+}
+
+const char* DefaultReason(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return kReasonInvalidRequest;
+    case absl::StatusCode::kNotFound:
+      return kReasonModelNotFound;
+    case absl::StatusCode::kResourceExhausted:
+      return status.GetPayload(kRetryAfterPayload) ? kReasonOverloaded : kReasonExceedsCapacity;
+    case absl::StatusCode::kUnavailable:
+      return kReasonDraining;
+    case absl::StatusCode::kUnimplemented:
+      return kReasonNotSupported;
+    case absl::StatusCode::kCancelled:
+      return kReasonCancelled;
+    case absl::StatusCode::kDeadlineExceeded:
+      return kReasonDeadline;
+    default:
+      return kReasonInternal;
+  }
+}
+
+google::rpc::RetryInfo MakeRetryInfo(const absl::Cord& milliseconds) {
+  int64_t ms = 0;
+  if (!absl::SimpleAtoi(std::string(milliseconds), &ms)) ms = 1000;
+  ms = std::clamp<int64_t>(ms, 1, 600'000);
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(ms / 1000);
+  retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(ms % 1000 * 1'000'000));
+  return retry;
+}
+
+}  // namespace
+
+void FieldViolations::Add(absl::string_view field, absl::string_view description) {
+  if (++count_ > kMaxListed) return;
+  auto* violation = bad_request_.add_field_violations();
+  violation->set_field(WireText(field, kMaxDescriptionBytes));
+  violation->set_description(WireText(description, kMaxDescriptionBytes));
+}
+
+absl::Status FieldViolations::ToStatus() const {
+  if (empty()) return absl::OkStatus();
+  const auto& first = bad_request_.field_violations(0);
+  std::string message = absl::StrCat(first.field(), ": ", first.description());
+  if (count_ > 1) absl::StrAppend(&message, " (and ", count_ - 1, " more)");
+  absl::Status status = absl::InvalidArgumentError(message);
+  SetPayload(bad_request_, &status);
+  return WithReason(std::move(status), kReasonInvalidRequest);
+}
+
+absl::Status InvalidField(absl::string_view field, absl::string_view description) {
+  FieldViolations violations;
+  violations.Add(field, description);
+  return violations.ToStatus();
+}
+
+absl::Status ModelNotFound(absl::string_view name) {
+  return WithReason(
+      absl::NotFoundError(absl::StrCat("model: no model named ", Quoted(name), " is loaded")),
+      kReasonModelNotFound);
+}
+
+absl::Status RpcNotSupported(absl::string_view method) {
+  return WithReason(
+      absl::UnimplementedError(absl::StrCat(method, " is not supported by this version")),
+      kReasonNotSupported);
+}
+
+absl::Status WithReason(absl::Status status, absl::string_view reason) {
+  google::rpc::ErrorInfo info;
+  info.set_reason(std::string(reason));
+  info.set_domain(kErrorDomain);
+  SetPayload(info, &status);
+  return status;
+}
+
+std::string Quoted(absl::string_view value) {
+  if (value.size() <= kMaxQuotedBytes) return absl::StrCat("\"", absl::CEscape(value), "\"");
+  return absl::StrCat("\"", absl::CEscape(value.substr(0, kMaxQuotedBytes)), "...\" (",
+                      value.size(), " bytes)");
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  google::rpc::Status wire;
+  wire.set_code(static_cast<int32_t>(status.code()));
+  wire.set_message(WireText(status.message(), kMaxMessageBytes));
+
+  status.ForEachPayload([&wire](absl::string_view type_url, const absl::Cord& payload) {
+    if (type_url.rfind("type.googleapis.com/google.rpc.", 0) != 0) return;
+    auto* detail = wire.add_details();
+    detail->set_type_url(std::string(type_url));
+    detail->set_value(std::string(payload));
+  });
+  if (!status.GetPayload(TypeUrl<google::rpc::ErrorInfo>())) {
+    google::rpc::ErrorInfo info;
+    info.set_reason(DefaultReason(status));
+    info.set_domain(kErrorDomain);
+    wire.add_details()->PackFrom(info);
+  }
+  if (const auto retry = status.GetPayload(kRetryAfterPayload)) {
+    wire.add_details()->PackFrom(MakeRetryInfo(*retry));
+  }
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), wire.message(),
+                      wire.SerializeAsString());
+}
+
+}  // namespace firesteel::server
