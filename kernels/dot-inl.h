@@ -16,7 +16,9 @@
 #endif
 
 #include <cstddef>
+#include <type_traits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/tensor.h"
 
@@ -152,13 +154,71 @@ HWY_INLINE void StoreSums(DF df, V a, V b, V c, V d, size_t count, float* HWY_RE
 }
 #endif
 
-// Four accumulators of one token, in the registers' names: vectors of SVE cannot be array elements.
+// How a step loads its elements: whole vectors, or the ragged end of a row.
+template <class Step>
+struct LoadWhole {
+  template <class DF, typename T>
+  HWY_INLINE auto operator()(DF df, const T* p) const {
+    return Step::Load(df, p);
+  }
+};
+template <class Step>
+struct LoadRagged {
+  template <class DF, typename T>
+  HWY_INLINE auto operator()(DF df, const T* p) const {
+    return Step::LoadPart(df, p, n);
+  }
+  size_t n;
+};
+
+// Up to four rows of weights.
+template <typename TW>
+struct RowPointers {
+  const TW* HWY_RESTRICT r0;
+  const TW* HWY_RESTRICT r1;
+  const TW* HWY_RESTRICT r2;
+  const TW* HWY_RESTRICT r3;
+};
+
+// row(first), … for kRows rows; the rest are copies that nobody reads.
+template <size_t kRows, class RowFn>
+HWY_INLINE auto PointersTo(const RowFn& row, size_t first) {
+  using TW = std::remove_cv_t<std::remove_pointer_t<decltype(row(first))>>;
+  return RowPointers<TW>{row(first), row(first + (kRows > 1 ? 1 : 0)),
+                         row(first + (kRows > 2 ? 2 : 0)), row(first + (kRows > 3 ? 3 : 0))};
+}
+
+// Four accumulators of one token, by name: vectors of SVE cannot be array elements.
 template <size_t kRows, class Step, class DF, class V, class VA>
 HWY_INLINE void AddToken(DF df, VA a, VA b0, VA b1, VA b2, VA b3, V& c0, V& c1, V& c2, V& c3) {
   c0 = Step::Add(df, a, b0, c0);
   if constexpr (kRows > 1) c1 = Step::Add(df, a, b1, c1);
   if constexpr (kRows > 2) c2 = Step::Add(df, a, b2, c2);
   if constexpr (kRows > 3) c3 = Step::Add(df, a, b3, c3);
+}
+
+// One step of all sums of a tile, at element i of the rows and of the tokens x, x1, x2, x3.
+template <size_t kTokens, size_t kRows, class Step, class DF, typename TX, typename TW,
+          class Loader, class V>
+HWY_INLINE void AddStep(DF df, const Loader& load, size_t i, const TX* x, const TX* x1,
+                        const TX* x2, const TX* x3, const RowPointers<TW>& w, V& c00, V& c01,
+                        V& c02, V& c03, V& c10, V& c11, V& c12, V& c13, V& c20, V& c21, V& c22,
+                        V& c23, V& c30, V& c31, V& c32, V& c33) {
+  const auto b0 = load(df, w.r0 + i);
+  auto b1 = b0, b2 = b0, b3 = b0;
+  if constexpr (kRows > 1) b1 = load(df, w.r1 + i);
+  if constexpr (kRows > 2) b2 = load(df, w.r2 + i);
+  if constexpr (kRows > 3) b3 = load(df, w.r3 + i);
+  AddToken<kRows, Step>(df, load(df, x + i), b0, b1, b2, b3, c00, c01, c02, c03);
+  if constexpr (kTokens > 1) {
+    AddToken<kRows, Step>(df, load(df, x1 + i), b0, b1, b2, b3, c10, c11, c12, c13);
+  }
+  if constexpr (kTokens > 2) {
+    AddToken<kRows, Step>(df, load(df, x2 + i), b0, b1, b2, b3, c20, c21, c22, c23);
+  }
+  if constexpr (kTokens > 3) {
+    AddToken<kRows, Step>(df, load(df, x3 + i), b0, b1, b2, b3, c30, c31, c32, c33);
+  }
 }
 
 template <size_t kRows, class DF, class V>
@@ -190,18 +250,18 @@ struct TilePart {
 };
 
 // y[t · y_stride + r] = Σ_k x[t · x_stride + k] · w_r[k] for kTokens × kRows sums. Every k but that
-// of the last part is a multiple of Step::Elements.
-template <size_t kTokens, size_t kRows, class Step, typename TX, typename TW>
-HWY_INLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const TW* HWY_RESTRICT w0,
-                        const TW* HWY_RESTRICT w1, const TW* HWY_RESTRICT w2,
-                        const TW* HWY_RESTRICT w3, size_t k, const TilePart& part,
-                        float* HWY_RESTRICT y, size_t y_stride) {
+// of the last part is a multiple of Step::Elements. If kAhead, the rows `ahead` are fetched into
+// the cache meanwhile: rows are too short for the hardware prefetcher to run ahead of them.
+template <size_t kTokens, size_t kRows, class Step, bool kAhead, typename TX, typename TW>
+HWY_INLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const RowPointers<TW>& w,
+                        [[maybe_unused]] const RowPointers<TW>& ahead, size_t k,
+                        const TilePart& part, float* HWY_RESTRICT y, size_t y_stride) {
   static_assert(kTokens <= 4 && kRows <= 4);
   const DotTag df;
   using V = hn::Vec<DotTag>;
-  const TX* HWY_RESTRICT x1 = x + x_stride;
-  const TX* HWY_RESTRICT x2 = x1 + x_stride;
-  const TX* HWY_RESTRICT x3 = x2 + x_stride;
+  const TX* HWY_RESTRICT x1 = kTokens > 1 ? x + x_stride : x;
+  const TX* HWY_RESTRICT x2 = kTokens > 2 ? x1 + x_stride : x;
+  const TX* HWY_RESTRICT x3 = kTokens > 3 ? x2 + x_stride : x;
 
   V c00 = hn::Zero(df), c01 = c00, c02 = c00, c03 = c00;
   V c10 = c00, c11 = c00, c12 = c00, c13 = c00;
@@ -220,33 +280,26 @@ HWY_INLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const TW* HWY
 
   const size_t step = Step::Elements(df);
   size_t i = 0;
-  for (; i + step <= k; i += step) {
-    const auto b0 = Step::Load(df, w0 + i);
-    auto b1 = b0, b2 = b0, b3 = b0;
-    if constexpr (kRows > 1) b1 = Step::Load(df, w1 + i);
-    if constexpr (kRows > 2) b2 = Step::Load(df, w2 + i);
-    if constexpr (kRows > 3) b3 = Step::Load(df, w3 + i);
-    AddToken<kRows, Step>(df, Step::Load(df, x + i), b0, b1, b2, b3, c00, c01, c02, c03);
-    if constexpr (kTokens > 1)
-      AddToken<kRows, Step>(df, Step::Load(df, x1 + i), b0, b1, b2, b3, c10, c11, c12, c13);
-    if constexpr (kTokens > 2)
-      AddToken<kRows, Step>(df, Step::Load(df, x2 + i), b0, b1, b2, b3, c20, c21, c22, c23);
-    if constexpr (kTokens > 3)
-      AddToken<kRows, Step>(df, Step::Load(df, x3 + i), b0, b1, b2, b3, c30, c31, c32, c33);
+  if constexpr (kAhead) {
+    for (; i + 2 * step <= k; i += 2 * step) {
+      hwy::Prefetch(ahead.r0 + i);
+      if constexpr (kRows > 1) hwy::Prefetch(ahead.r1 + i);
+      if constexpr (kRows > 2) hwy::Prefetch(ahead.r2 + i);
+      if constexpr (kRows > 3) hwy::Prefetch(ahead.r3 + i);
+      AddStep<kTokens, kRows, Step>(df, LoadWhole<Step>(), i, x, x1, x2, x3, w, c00, c01, c02, c03,
+                                    c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33);
+      AddStep<kTokens, kRows, Step>(df, LoadWhole<Step>(), i + step, x, x1, x2, x3, w, c00, c01,
+                                    c02, c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32,
+                                    c33);
+    }
   }
-  if (const size_t n = k - i; n != 0) {
-    const auto b0 = Step::LoadPart(df, w0 + i, n);
-    auto b1 = b0, b2 = b0, b3 = b0;
-    if constexpr (kRows > 1) b1 = Step::LoadPart(df, w1 + i, n);
-    if constexpr (kRows > 2) b2 = Step::LoadPart(df, w2 + i, n);
-    if constexpr (kRows > 3) b3 = Step::LoadPart(df, w3 + i, n);
-    AddToken<kRows, Step>(df, Step::LoadPart(df, x + i, n), b0, b1, b2, b3, c00, c01, c02, c03);
-    if constexpr (kTokens > 1)
-      AddToken<kRows, Step>(df, Step::LoadPart(df, x1 + i, n), b0, b1, b2, b3, c10, c11, c12, c13);
-    if constexpr (kTokens > 2)
-      AddToken<kRows, Step>(df, Step::LoadPart(df, x2 + i, n), b0, b1, b2, b3, c20, c21, c22, c23);
-    if constexpr (kTokens > 3)
-      AddToken<kRows, Step>(df, Step::LoadPart(df, x3 + i, n), b0, b1, b2, b3, c30, c31, c32, c33);
+  for (; i + step <= k; i += step) {
+    AddStep<kTokens, kRows, Step>(df, LoadWhole<Step>(), i, x, x1, x2, x3, w, c00, c01, c02, c03,
+                                  c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33);
+  }
+  if (i != k) {
+    AddStep<kTokens, kRows, Step>(df, LoadRagged<Step>{k - i}, i, x, x1, x2, x3, w, c00, c01, c02,
+                                  c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33);
   }
 
   if (part.last) {
@@ -273,10 +326,12 @@ HWY_INLINE void DotRows(const TX* x, size_t k, size_t num, const RowFn& row, flo
   const TilePart whole;
   size_t j = 0;
   for (; j + 4 <= num; j += 4) {
-    DotTile<1, 4, Step>(x, 0, row(j), row(j + 1), row(j + 2), row(j + 3), k, whole, out + j, 0);
+    const auto ahead = PointersTo<4>(row, j + 8 <= num ? j + 4 : j);
+    DotTile<1, 4, Step, true>(x, 0, PointersTo<4>(row, j), ahead, k, whole, out + j, 0);
   }
   for (; j < num; ++j) {
-    DotTile<1, 1, Step>(x, 0, row(j), row(j), row(j), row(j), k, whole, out + j, 0);
+    const auto w = PointersTo<1>(row, j);
+    DotTile<1, 1, Step, false>(x, 0, w, w, k, whole, out + j, 0);
   }
 }
 

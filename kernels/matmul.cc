@@ -17,57 +17,71 @@ namespace firesteel::kernels {
 namespace HWY_NAMESPACE {
 
 // Blocks of prefill. A panel of 12 rows (a multiple of 2, 3 and 4 tile rows) × 512 elements in f32
-// is 24 KiB and four tokens of it are 8 KiB: both stay in a 48 KiB L1. 64 tokens share a panel once
-// it is promoted.
-inline constexpr size_t kPanelRows = 12;
+// is 24 KiB and four tokens of it are 8 KiB: both stay in a 48 KiB L1. bf16 tokens are promoted
+// once a panel, which is worth panels of twice the rows, in L2. 64 tokens share a panel once it is
+// promoted. On the stack: at most 56 KiB of blocks and 96 KiB of partial sums.
+template <typename TX>
+inline constexpr size_t kPanelRows = std::is_same_v<TX, float> ? 12 : 24;
 inline constexpr size_t kPanelDepth = 512;
 inline constexpr size_t kPanelTokens = 64;
 // From here on a panel is worth its promotion.
-inline constexpr size_t kMinPanelTokens = 8;
+inline constexpr size_t kMinPanelTokens = 24;
 
-// kTokens × [row_begin, row_end) sums; row(n) points to the elements of row n that `part` covers.
-template <size_t kTokens, class Step, typename TX, class RowFn>
-HWY_INLINE void TileRow(const TX* x, size_t x_stride, const RowFn& row, size_t num_rows, size_t k,
-                        TilePart part, float* y, size_t y_stride) {
+// kTokens × num_rows sums; row(n) points to the elements of row n that `part` covers. If kAhead,
+// the next rows are fetched meanwhile, num_ahead of them being row(num_rows) and on.
+template <size_t kTokens, class Step, bool kAhead, typename TX, class RowFn>
+HWY_INLINE void TileRow(const TX* x, size_t x_stride, const RowFn& row, size_t num_rows,
+                        size_t num_ahead, size_t k, TilePart part, float* y, size_t y_stride) {
   const size_t lanes = hn::Lanes(DotTag());
   size_t n = 0;
   for (; n + kTileRows <= num_rows; n += kTileRows) {
-    const auto* w0 = row(n);
-    DotTile<kTokens, kTileRows, Step>(x, x_stride, w0, row(n + (kTileRows > 1 ? 1 : 0)),
-                                      row(n + (kTileRows > 2 ? 2 : 0)),
-                                      row(n + (kTileRows > 3 ? 3 : 0)), k, part, y + n, y_stride);
+    const auto w = PointersTo<kTileRows>(row, n);
+    const bool more = kAhead && n + 2 * kTileRows <= num_rows + num_ahead;
+    const auto ahead = PointersTo<kTileRows>(row, more ? n + kTileRows : n);
+    DotTile<kTokens, kTileRows, Step, kAhead>(x, x_stride, w, ahead, k, part, y + n, y_stride);
     part.partial += kTileRows * lanes;
   }
   for (; n < num_rows; ++n) {
-    const auto* w0 = row(n);
-    DotTile<kTokens, 1, Step>(x, x_stride, w0, w0, w0, w0, k, part, y + n, y_stride);
+    const auto w = PointersTo<1>(row, n);
+    DotTile<kTokens, 1, Step, false>(x, x_stride, w, w, k, part, y + n, y_stride);
     part.partial += lanes;
   }
 }
 
-// All tokens of x, in tiles of 4, 2 and 1.
+// All tokens of x, in tiles of 4, 2 and 1; the first tile fetches ahead.
 template <class Step, typename TX, class RowFn>
 HWY_NOINLINE void TokenTiles(const TX* x, size_t x_stride, size_t tokens, const RowFn& row,
-                             size_t num_rows, size_t k, TilePart part, float* y, size_t y_stride) {
-  const auto tile = [&]<size_t kTokens>() HWY_ATTR {
-    TileRow<kTokens, Step>(x, x_stride, row, num_rows, k, part, y, y_stride);
+                             size_t num_rows, size_t num_ahead, size_t k, TilePart part, float* y,
+                             size_t y_stride) {
+  const auto tile = [&]<size_t kTokens, bool kAhead>() HWY_ATTR {
+    TileRow<kTokens, Step, kAhead>(x, x_stride, row, num_rows, num_ahead, k, part, y, y_stride);
     x += kTokens * x_stride;
     y += kTokens * y_stride;
     part.partial += kTokens * part.partial_stride;
+    tokens -= kTokens;
   };
-  for (; tokens >= 4; tokens -= 4) tile.template operator()<4>();
-  if (tokens >= 2) tile.template operator()<2>();
-  if (tokens % 2 == 1) tile.template operator()<1>();
+  if (num_ahead != 0 && tokens >= 4) tile.template operator()<4, true>();
+  while (tokens >= 4) tile.template operator()<4, false>();
+  if (tokens >= 2) tile.template operator()<2, true>();
+  if (tokens == 1) tile.template operator()<1, true>();
 }
 
 // Few tokens: bound by reading w, which is promoted on the way.
 template <class Step, typename TX, typename TW>
 void MatMulDirect(const TypedView& x, const TypedView& w, size_t row_begin, size_t row_end,
                   const MatView& y) {
+  const TX* x0 = x.Row<TX>(0);
+  if (x.rows == 1) {
+    DotRows<Step>(
+        x0, x.cols, row_end - row_begin, [&](size_t r) { return w.Row<TW>(row_begin + r); },
+        y.Row(0) + row_begin);
+    return;
+  }
   for (size_t n = row_begin; n < row_end; n += kTileRows) {
+    const size_t rows = std::min(kTileRows, row_end - n);
     TokenTiles<Step>(
-        x.Row<TX>(0), x.stride, x.rows, [&](size_t r) { return w.Row<TW>(n + r); },
-        std::min(kTileRows, row_end - n), x.cols, TilePart(), y.Row(0) + n, y.stride);
+        x0, x.stride, x.rows, [&](size_t r) { return w.Row<TW>(n + r); }, rows,
+        std::min(kTileRows, row_end - n - rows), x.cols, TilePart(), y.Row(0) + n, y.stride);
   }
 }
 
@@ -82,19 +96,20 @@ HWY_INLINE void PromoteRow(const T* HWY_RESTRICT from, size_t n, float* HWY_REST
 }
 
 // The blocks of x and w that a tile of prefill works on, in f32.
+template <typename TX>
 struct PromotedBlocks {
-  HWY_ALIGN float w[kPanelRows * kPanelDepth];
-  HWY_ALIGN float x[kTileTokens * kPanelDepth];
+  HWY_ALIGN float w[kPanelRows<TX> * kPanelDepth];
+  HWY_ALIGN float x[std::is_same_v<TX, float> ? 1 : kTileTokens * kPanelDepth];
 };
 
 // All tokens of xk with a promoted panel: each tile of bf16 tokens is promoted too, once for 12
 // rows.
 template <typename TX>
 void PromotedPanel(const TX* xk, size_t x_stride, size_t tokens, size_t rows, size_t depth,
-                   PromotedBlocks& blocks, const TilePart& part, float* y, size_t y_stride) {
+                   PromotedBlocks<TX>& blocks, const TilePart& part, float* y, size_t y_stride) {
   const auto row = [&](size_t r) -> const float* { return blocks.w + r * kPanelDepth; };
   if constexpr (std::is_same_v<TX, float>) {
-    TokenTiles<PromotedStep>(xk, x_stride, tokens, row, rows, depth, part, y, y_stride);
+    TokenTiles<PromotedStep>(xk, x_stride, tokens, row, rows, 0, depth, part, y, y_stride);
   } else {
     TilePart tile = part;
     for (size_t t = 0; t < tokens; t += kTileTokens) {
@@ -103,7 +118,7 @@ void PromotedPanel(const TX* xk, size_t x_stride, size_t tokens, size_t rows, si
         PromoteRow(xk + (t + i) * x_stride, depth, blocks.x + i * kPanelDepth);
       }
       TokenTiles<PromotedStep>(static_cast<const float*>(blocks.x), kPanelDepth, count, row, rows,
-                               depth, tile, y + t * y_stride, y_stride);
+                               0, depth, tile, y + t * y_stride, y_stride);
       tile.partial += kTileTokens * tile.partial_stride;
     }
   }
@@ -115,30 +130,28 @@ template <class Step, typename TX, typename TW>
 void MatMulPanels(const TypedView& x, const TypedView& w, size_t row_begin, size_t row_end,
                   const MatView& y) {
   const size_t lanes = hn::Lanes(DotTag());
+  constexpr size_t kRows = kPanelRows<TX>;
   constexpr bool kPromote = std::is_same_v<Step, PromotedStep>;
-  [[maybe_unused]] std::conditional_t<kPromote, PromotedBlocks, char> blocks;
-  HWY_ALIGN float partial[kPanelTokens * kPanelRows * HWY_MAX_LANES_D(DotTag)];
+  [[maybe_unused]] std::conditional_t<kPromote, PromotedBlocks<TX>, char> blocks;
+  HWY_ALIGN float partial[kPanelTokens * kRows * HWY_MAX_LANES_D(DotTag)];
   for (size_t t = 0; t < x.rows; t += kPanelTokens) {
     const size_t tokens = std::min(kPanelTokens, x.rows - t);
-    for (size_t n = row_begin; n < row_end; n += kPanelRows) {
-      const size_t rows = std::min(kPanelRows, row_end - n);
+    for (size_t n = row_begin; n < row_end; n += kRows) {
+      const size_t rows = std::min(kRows, row_end - n);
       for (size_t k = 0; k < x.cols; k += kPanelDepth) {
         const size_t depth = std::min(kPanelDepth, x.cols - k);
         const TilePart part = {.first = k == 0,
                                .last = k + depth == x.cols,
                                .partial = partial,
-                               .partial_stride = kPanelRows * lanes};
+                               .partial_stride = kRows * lanes};
         const TX* xk = x.Row<TX>(t) + k;
         float* yn = y.Row(t) + n;
+        const auto row = [&](size_t r) { return w.Row<TW>(n + r) + k; };
         if constexpr (kPromote) {
-          for (size_t r = 0; r < rows; ++r) {
-            PromoteRow(w.Row<TW>(n + r) + k, depth, blocks.w + r * kPanelDepth);
-          }
+          for (size_t r = 0; r < rows; ++r) PromoteRow(row(r), depth, blocks.w + r * kPanelDepth);
           PromotedPanel(xk, x.stride, tokens, rows, depth, blocks, part, yn, y.stride);
         } else {
-          TokenTiles<Step>(
-              xk, x.stride, tokens, [&](size_t r) { return w.Row<TW>(n + r) + k; }, rows, depth,
-              part, yn, y.stride);
+          TokenTiles<Step>(xk, x.stride, tokens, row, rows, 0, depth, part, yn, y.stride);
         }
       }
     }

@@ -37,7 +37,7 @@ void MatMulBF16(benchmark::State& state) {
 
 void Shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"tokens", "depth", "rows"});
-  for (const int64_t tokens : {1, 4, 8, 64, 256}) b->Args({tokens, 512, 3072});
+  for (const int64_t tokens : {1, 4, 8, 16, 64, 256}) b->Args({tokens, 512, 3072});
   for (const int64_t tokens : {1, 64}) b->Args({tokens, 2304, 9216});
   b->Args({64, 9216, 2304});
   b->Args({1, 2304, kLargeWeights / 2 / 2304});
