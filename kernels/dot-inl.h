@@ -320,13 +320,16 @@ HWY_INLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const RowPoin
 }
 
 // out[j] = x · row(j) for j in [0, num), where row(j) is a pointer to k elements: one token, four
-// rows at a time, as a row's latency is hidden by its neighbours.
+// rows at a time, as a row's latency is hidden by its neighbours. Fetches 8 KiB ahead, which at
+// 10 GB/s is several times the latency of memory.
 template <class Step, typename TX, class RowFn>
 HWY_INLINE void DotRows(const TX* x, size_t k, size_t num, const RowFn& row, float* out) {
   const TilePart whole;
+  const size_t row_bytes = HWY_MAX(k * sizeof(*row(0)), size_t{1});
+  const size_t distance = 4 * hwy::DivCeil(size_t{2048}, row_bytes);
   size_t j = 0;
   for (; j + 4 <= num; j += 4) {
-    const auto ahead = PointersTo<4>(row, j + 8 <= num ? j + 4 : j);
+    const auto ahead = PointersTo<4>(row, j + distance + 4 <= num ? j + distance : j);
     DotTile<1, 4, Step, true>(x, 0, PointersTo<4>(row, j), ahead, k, whole, out + j, 0);
   }
   for (; j < num; ++j) {

@@ -12,6 +12,7 @@
 #endif
 
 #include <cstddef>
+#include <type_traits>
 
 #include "hwy/highway.h"
 #include "kernels/dot-inl.h"
@@ -21,42 +22,58 @@ namespace firesteel::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// y[c] += Σ_j coefficients[j] · row(j)[c] for kRows rows.
-template <size_t kRows, class DF, class RowFn>
-HWY_INLINE void AddRowGroup(DF df, const float* HWY_RESTRICT coefficients, const RowFn& row,
-                            size_t first, size_t cols, float* HWY_RESTRICT y) {
-  static_assert(kRows == 1 || kRows == 8);
+inline constexpr size_t kGroupRows = 8;
+
+// sum + Σ_j a_j · rows[j] at column i. The coefficients have names: vectors of SVE cannot be array
+// elements.
+template <size_t kRows, class DF, class V, typename TW, class Loader>
+HWY_INLINE V AddRows(DF df, const Loader& load, const TW* const* HWY_RESTRICT rows, size_t i, V sum,
+                     V a0, V a1, V a2, V a3, V a4, V a5, V a6, V a7) {
+  sum = hn::MulAdd(a0, load(df, rows[0] + i), sum);
+  if constexpr (kRows > 1) {
+    sum = hn::MulAdd(a1, load(df, rows[1] + i), sum);
+    sum = hn::MulAdd(a2, load(df, rows[2] + i), sum);
+    sum = hn::MulAdd(a3, load(df, rows[3] + i), sum);
+    sum = hn::MulAdd(a4, load(df, rows[4] + i), sum);
+    sum = hn::MulAdd(a5, load(df, rows[5] + i), sum);
+    sum = hn::MulAdd(a6, load(df, rows[6] + i), sum);
+    sum = hn::MulAdd(a7, load(df, rows[7] + i), sum);
+  }
+  return sum;
+}
+
+// y[c] += Σ_j coefficients[j] · rows[j][c] for kRows rows and c < cols; meanwhile fetches the rows
+// `ahead`.
+template <size_t kRows, class DF, typename TW>
+HWY_INLINE void AddRowGroup(DF df, const float* c, const TW* const* HWY_RESTRICT rows,
+                            [[maybe_unused]] const TW* const* HWY_RESTRICT ahead, size_t cols,
+                            float* HWY_RESTRICT y) {
+  static_assert(kRows == 1 || kRows == kGroupRows);
   using V = hn::Vec<DF>;
   const size_t lanes = hn::Lanes(df);
-  const float* c = coefficients + first;
-  const auto last = [](size_t j) { return kRows == 1 ? 0 : j; };
-  const V a0 = hn::Set(df, c[0]), a1 = hn::Set(df, c[last(1)]), a2 = hn::Set(df, c[last(2)]),
-          a3 = hn::Set(df, c[last(3)]), a4 = hn::Set(df, c[last(4)]), a5 = hn::Set(df, c[last(5)]),
-          a6 = hn::Set(df, c[last(6)]), a7 = hn::Set(df, c[last(7)]);
-  const auto *r0 = row(first), *r1 = row(first + last(1)), *r2 = row(first + last(2)),
-             *r3 = row(first + last(3)), *r4 = row(first + last(4)), *r5 = row(first + last(5)),
-             *r6 = row(first + last(6)), *r7 = row(first + last(7));
-  const auto sum = [&](V s, const auto& load) HWY_ATTR {
-    s = hn::MulAdd(a0, load(r0), s);
-    if constexpr (kRows > 1) {
-      s = hn::MulAdd(a1, load(r1), s);
-      s = hn::MulAdd(a2, load(r2), s);
-      s = hn::MulAdd(a3, load(r3), s);
-      s = hn::MulAdd(a4, load(r4), s);
-      s = hn::MulAdd(a5, load(r5), s);
-      s = hn::MulAdd(a6, load(r6), s);
-      s = hn::MulAdd(a7, load(r7), s);
-    }
-    return s;
+  const auto at = [](size_t j) { return kRows == 1 ? 0 : j; };
+  const V a0 = hn::Set(df, c[0]), a1 = hn::Set(df, c[at(1)]), a2 = hn::Set(df, c[at(2)]),
+          a3 = hn::Set(df, c[at(3)]), a4 = hn::Set(df, c[at(4)]), a5 = hn::Set(df, c[at(5)]),
+          a6 = hn::Set(df, c[at(6)]), a7 = hn::Set(df, c[at(7)]);
+  using Step = PromotedStep;
+  const auto add = [&](size_t i) HWY_ATTR {
+    hn::StoreU(AddRows<kRows>(df, LoadWhole<Step>(), rows, i, hn::LoadU(df, y + i), a0, a1, a2, a3,
+                              a4, a5, a6, a7),
+               df, y + i);
   };
   size_t i = 0;
-  for (; i + lanes <= cols; i += lanes) {
-    const auto load = [&](const auto* r) HWY_ATTR { return LoadF32(df, r + i); };
-    hn::StoreU(sum(hn::LoadU(df, y + i), load), df, y + i);
+  if constexpr (kRows > 1) {
+    for (; i + 2 * lanes <= cols; i += 2 * lanes) {
+      for (size_t j = 0; j < kRows; ++j) hwy::Prefetch(ahead[j] + i);
+      add(i);
+      add(i + lanes);
+    }
   }
+  for (; i + lanes <= cols; i += lanes) add(i);
   if (const size_t n = cols - i; n != 0) {
-    const auto load = [&](const auto* r) HWY_ATTR { return LoadF32N(df, r + i, n); };
-    hn::StoreN(sum(hn::LoadN(df, y + i, n), load), df, y + i, n);
+    hn::StoreN(AddRows<kRows>(df, LoadRagged<Step>{n}, rows, i, hn::LoadN(df, y + i, n), a0, a1, a2,
+                              a3, a4, a5, a6, a7),
+               df, y + i, n);
   }
 }
 
@@ -64,10 +81,24 @@ HWY_INLINE void AddRowGroup(DF df, const float* HWY_RESTRICT coefficients, const
 template <class DF, class RowFn>
 HWY_INLINE void WeightedRows(DF df, const float* coefficients, size_t num, const RowFn& row,
                              size_t cols, float* HWY_RESTRICT y) {
+  using TW = std::remove_cv_t<std::remove_pointer_t<decltype(row(0))>>;
+  const TW* rows[2][kGroupRows];  // this group's and the next one's, in turn
+  const auto take = [&](const TW** group, size_t first) {
+    for (size_t r = 0; r < kGroupRows; ++r) group[r] = row(first + r);
+  };
   for (size_t i = 0; i < cols; ++i) y[i] = 0.0f;
   size_t j = 0;
-  for (; j + 8 <= num; j += 8) AddRowGroup<8>(df, coefficients, row, j, cols, y);
-  for (; j < num; ++j) AddRowGroup<1>(df, coefficients, row, j, cols, y);
+  if (num >= kGroupRows) take(rows[0], 0);
+  for (; j + kGroupRows <= num; j += kGroupRows) {
+    const size_t at = j / kGroupRows % 2;
+    const bool more = j + 2 * kGroupRows <= num;
+    if (more) take(rows[1 - at], j + kGroupRows);
+    AddRowGroup<kGroupRows>(df, coefficients + j, rows[at], rows[more ? 1 - at : at], cols, y);
+  }
+  for (; j < num; ++j) {
+    const TW* last = row(j);
+    AddRowGroup<1>(df, coefficients + j, &last, &last, cols, y);
+  }
 }
 
 }  // namespace HWY_NAMESPACE
