@@ -71,8 +71,8 @@ TEST_P(GoldensTest, HasWholeAndConsistentPrompts) {
 INSTANTIATE_TEST_SUITE_P(All, GoldensTest,
                          ::testing::Values("random-spark", "random-gemma2", "spark-stories",
                                            "dense-stories"),
-                         [](const auto& info) {
-                           std::string name = info.param;
+                         [](const auto& test) {
+                           std::string name = test.param;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });

@@ -211,7 +211,7 @@ INSTANTIATE_TEST_SUITE_P(
         ConfigCase{"RopeScaling", R"({"rope_scaling":{"factor":2}})", "\"rope_scaling\" is"},
         ConfigCase{"Quantized", R"({"quantization_config":{"bits":4}})",
                    "\"quantization_config\" is"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& test) { return std::string(test.param.name); });
 
 TEST(ModelConfigTest, TextThatIsNoObjectIsRefused) {
   EXPECT_NE(ErrorOf(""), "");

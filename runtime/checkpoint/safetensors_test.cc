@@ -46,7 +46,7 @@ TestTensors TwoTensors() {
 
 TEST(SafetensorsTest, ReadsNamesShapesTypesAndBytes) {
   const TempFolder folder;
-  const std::string content = SafetensorsFile(TwoTensors());
+  const std::string content = SafetensorsBytes(TwoTensors());
   folder.Write("m.safetensors", content);
   const auto file = SafetensorsFile::Open(folder.File("m.safetensors"));
   ASSERT_TRUE(file.ok()) << file.status();
@@ -62,7 +62,7 @@ TEST(SafetensorsTest, ReadsNamesShapesTypesAndBytes) {
 }
 
 TEST(SafetensorsTest, EveryTruncationIsAnError) {
-  const std::string content = SafetensorsFile(TwoTensors());
+  const std::string content = SafetensorsBytes(TwoTensors());
   ASSERT_EQ(ErrorOf(content), "");
   for (size_t size = 0; size < content.size(); ++size) {
     EXPECT_NE(ErrorOf(content.substr(0, size)), "") << "cut to " << size << " bytes";
@@ -70,11 +70,11 @@ TEST(SafetensorsTest, EveryTruncationIsAnError) {
 }
 
 TEST(SafetensorsTest, TrailingBytesAreAnError) {
-  EXPECT_THAT(ErrorOf(SafetensorsFile(TwoTensors()) + "x"), HasSubstr("after the last tensor"));
+  EXPECT_THAT(ErrorOf(SafetensorsBytes(TwoTensors()) + "x"), HasSubstr("after the last tensor"));
 }
 
 TEST(SafetensorsTest, HeaderSizeIsBounded) {
-  std::string content = SafetensorsFile(TwoTensors());
+  std::string content = SafetensorsBytes(TwoTensors());
   for (const uint64_t size : {uint64_t{100'000'001}, ~uint64_t{0}, uint64_t{1} << 63}) {
     std::memcpy(content.data(), &size, sizeof(size));
     EXPECT_THAT(ErrorOf(content),
@@ -170,7 +170,7 @@ INSTANTIATE_TEST_SUITE_P(
         HeaderCase{"SameBytes", Two("[0,4]", "[0,4]"), 4, "overlaps"},
         HeaderCase{"HoleBetween", Two("[0,4]", "[8,12]"), 12, "bytes 4 to 8"},
         HeaderCase{"HoleAtStart", One(kF32, "[1]", "[4,8]"), 8, "bytes 0 to 4"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& test) { return std::string(test.param.name); });
 
 TEST(SafetensorsTest, OnlyRegularFilesAreOpened) {
   const TempFolder folder;

@@ -136,7 +136,7 @@ std::string SafetensorsFromParts(const std::string& header, const std::string& d
   return file + header + data;
 }
 
-std::string SafetensorsFile(const TestTensors& tensors, size_t padding) {
+std::string SafetensorsBytes(const TestTensors& tensors, size_t padding) {
   nlohmann::json header = {{"__metadata__", {{"format", "pt"}}}};
   std::string data;
   for (const auto& [name, tensor] : tensors) {
@@ -151,7 +151,7 @@ std::string SafetensorsFile(const TestTensors& tensors, size_t padding) {
 void WriteCheckpoint(const TempFolder& folder, const nlohmann::json& config,
                      const TestTensors& tensors) {
   folder.Write("config.json", config.dump());
-  folder.Write("model.safetensors", SafetensorsFile(tensors));
+  folder.Write("model.safetensors", SafetensorsBytes(tensors));
 }
 
 std::string ShardName(size_t shard) { return "part-" + std::to_string(shard) + ".safetensors"; }
@@ -166,7 +166,7 @@ nlohmann::json WriteSharded(const TempFolder& folder, const nlohmann::json& conf
     index["weight_map"][name] = ShardName(next % shards);
     ++next;
   }
-  for (size_t i = 0; i < shards; ++i) folder.Write(ShardName(i), SafetensorsFile(parts[i]));
+  for (size_t i = 0; i < shards; ++i) folder.Write(ShardName(i), SafetensorsBytes(parts[i]));
   folder.Write("model.safetensors.index.json", index.dump());
   folder.Write("config.json", config.dump());
   return index;

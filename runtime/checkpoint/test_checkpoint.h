@@ -52,7 +52,7 @@ TestTensors TinyTensors(const nlohmann::json& config, const std::string& dtype);
 std::string SafetensorsFromParts(const std::string& header, const std::string& data);
 /// A valid file of these tensors in their order. `padding` spaces end the header: an odd sum leaves
 /// the data unaligned.
-std::string SafetensorsFile(const TestTensors& tensors, size_t padding = 0);
+std::string SafetensorsBytes(const TestTensors& tensors, size_t padding = 0);
 
 /// Writes config.json and model.safetensors.
 void WriteCheckpoint(const TempFolder& folder, const nlohmann::json& config,

@@ -247,7 +247,7 @@ TEST_F(DamagedTest, HugeConfigCostsNoMemory) {
 TEST_F(DamagedTest, UnalignedDataLoads) {
   folder_.Write("config.json", config_.dump());
   for (size_t padding = 0; padding < 4; ++padding) {
-    folder_.Write("model.safetensors", SafetensorsFile(tensors_, padding));
+    folder_.Write("model.safetensors", SafetensorsBytes(tensors_, padding));
     const auto weights = LoadWeights(folder_.path(), WeightFormat::kAuto);
     ASSERT_TRUE(weights.ok()) << weights.status();
     ExpectTinyWeights(**weights, true);
@@ -256,7 +256,7 @@ TEST_F(DamagedTest, UnalignedDataLoads) {
 
 TEST_F(DamagedTest, EveryTruncationIsAnError) {
   folder_.Write("config.json", config_.dump());
-  const std::string whole = SafetensorsFile(tensors_);
+  const std::string whole = SafetensorsBytes(tensors_);
   for (size_t size = 0; size < whole.size(); size += 17) {
     folder_.Write("model.safetensors", whole.substr(0, size));
     EXPECT_THAT(ErrorOf(folder_), HasSubstr("model.safetensors")) << size;
@@ -303,7 +303,7 @@ TEST_F(ShardedTest, TensorInTwoShardsIsNamed) {
   for (const auto& [other, shard] : index_["weight_map"].items()) {
     if (shard == ShardName(1)) more[other] = tensors_.at(other);
   }
-  folder_.Write(ShardName(1), SafetensorsFile(more));
+  folder_.Write(ShardName(1), SafetensorsBytes(more));
   EXPECT_THAT(ErrorOf(folder_), AllOf(HasSubstr(ShardName(1)), HasSubstr(name)));
 }
 
@@ -421,7 +421,7 @@ TEST(FuzzTest, DamagedFilesNeverCrash) {
   const json config = TinyConfig(true);
   const TestTensors tensors = TinyTensors(config, "BF16");
   const std::string config_text = config.dump();
-  const std::string file = SafetensorsFile(tensors);
+  const std::string file = SafetensorsBytes(tensors);
   const size_t header = file.find("}}") + 2;
   const TempFolder single, sharded;
   const std::string index_text = WriteSharded(sharded, config, tensors, 2).dump();
