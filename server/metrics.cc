@@ -25,10 +25,10 @@ const Bounds& LatencyBounds() {
   return *bounds;
 }
 
-// Fractions; finest around the 8% that a Spark model aims at.
+// Fractions; finest around the 8% that a Spark model aims at. All of them print as they stand here.
 const Bounds& FractionBounds() {
-  static const auto* const bounds =
-      new Bounds{0.02, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 0.75, 1};
+  static const auto* const bounds = new Bounds{0.02, 0.04, 0.05, 0.06, 0.065, 0.075, 0.08, 0.09,
+                                               0.1,  0.12, 0.15, 0.2,  0.3,   0.5,   0.75, 1};
   return *bounds;
 }
 

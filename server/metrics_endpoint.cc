@@ -1,10 +1,17 @@
 #include "server/metrics_endpoint.h"
 
 #include <CivetServer.h>
+#include <netinet/in.h>
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -38,11 +45,41 @@ class Handler final : public CivetHandler {
   const Sources sources_;
 };
 
+// Connects to a port of this machine, to no avail.
+void Knock(int port) {
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  // Nobody waits for the outcome; where another interface is listened on, stopping just takes its
+  // time.
+  static_cast<void>(connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0);
+  close(fd);
+}
+
 class CivetEndpoint final : public MetricsEndpoint {
  public:
   CivetEndpoint(const std::vector<std::string>& options, Sources sources)
       : handler_(std::move(sources)), server_(options) {
     server_.addHandler("/metrics", handler_);
+  }
+
+  // Civetweb looks at its flag to stop only every two seconds, or when somebody connects: so
+  // somebody does.
+  ~CivetEndpoint() override {
+    const int own_port = port();
+    std::atomic<bool> closed{false};
+    std::thread closing([this, &closed] {
+      server_.close();
+      closed.store(true);
+    });
+    while (!closed.load()) {
+      Knock(own_port);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    closing.join();
   }
 
   int port() const override { return const_cast<CivetServer&>(server_).getListeningPorts().at(0); }

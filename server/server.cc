@@ -17,6 +17,7 @@
 #include "grpc/health/v1/health.pb.h"
 #include "server/logging.h"
 #include "server/options.h"
+#include "server/parse_errors.h"
 #include "server/process_metrics.h"
 
 namespace firesteel::server {
@@ -132,6 +133,9 @@ absl::Status Server::Listen(const ServerConfig& config) {
   builder.RegisterService(&generation_service_);
   builder.RegisterService(&model_service_);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(
+      MakeParseErrorInterceptor({v1::GenerateRequest::descriptor()->file()->service(0),
+                                 v1::GetModelRequest::descriptor()->file()->service(0)}));
   interceptors.push_back(grpc_metrics_.MakeInterceptorFactory());
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   {

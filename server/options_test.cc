@@ -1,0 +1,309 @@
+#include "server/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "runtime/threading/cpu_topology.h"
+
+namespace firesteel::server {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+using Variables = std::map<std::string, std::string>;
+
+absl::StatusOr<CommandLine> Parse(const std::vector<std::string>& arguments,
+                                  const Variables& variables = {}) {
+  return ParseCommandLine(arguments, [&](const std::string& name) -> std::optional<std::string> {
+    const auto entry = variables.find(name);
+    if (entry == variables.end()) return std::nullopt;
+    return entry->second;
+  });
+}
+
+ServerOptions ParseOk(std::vector<std::string> arguments, const Variables& variables = {}) {
+  arguments.push_back("--model=/m/one");
+  const auto command = Parse(arguments, variables);
+  EXPECT_TRUE(command.ok()) << command.status();
+  return command.ok() ? command->options : ServerOptions();
+}
+
+std::string ParseError(const std::vector<std::string>& arguments, const Variables& variables = {}) {
+  const auto command = Parse(arguments, variables);
+  EXPECT_FALSE(command.ok());
+  EXPECT_EQ(command.status().code(), absl::StatusCode::kInvalidArgument);
+  const std::string message(command.status().message());
+  EXPECT_THAT(message, Not(HasSubstr("\n"))) << "one line";
+  return message;
+}
+
+/// A file that is gone with the test.
+class ConfigFile {
+ public:
+  explicit ConfigFile(const std::string& text)
+      : path_(std::filesystem::path(testing::TempDir()) /
+              ("options_" +
+               std::string(testing::UnitTest::GetInstance()->current_test_info()->name()) +
+               ".yaml")) {
+    std::ofstream(path_) << text;
+  }
+  ~ConfigFile() { std::filesystem::remove(path_); }
+  std::string path() const { return path_.string(); }
+
+ private:
+  const std::filesystem::path path_;
+};
+
+TEST(OptionsTest, DefaultsAreThoseOfTheContract) {
+  const ServerOptions options = ParseOk({});
+  EXPECT_EQ(options.address, "127.0.0.1:50051");
+  EXPECT_EQ(options.metrics_address, "127.0.0.1:9464");
+  EXPECT_EQ(options.weights, WeightFormat::kAuto);
+  EXPECT_FALSE(options.compute.has_value());
+  EXPECT_EQ(options.threads, DefaultThreadCount());
+  EXPECT_EQ(options.engine.max_batch_size, EngineOptions().max_batch_size);
+  EXPECT_EQ(options.drain, absl::Seconds(30));
+  EXPECT_EQ(options.stall, absl::Seconds(30));
+  EXPECT_TRUE(options.reflection);
+  EXPECT_TRUE(options.warmup);
+  EXPECT_EQ(options.log_format, LogFormat::kText);
+}
+
+TEST(OptionsTest, EveryValueReachesItsField) {
+  const ServerOptions options = ParseOk({"--address",
+                                         "[::1]:0",
+                                         "--metrics-address=localhost:1",
+                                         "--weights",
+                                         "bf16",
+                                         "--compute",
+                                         "f32",
+                                         "--threads",
+                                         "3",
+                                         "--max-batch-size",
+                                         "4",
+                                         "--max-batch-tokens",
+                                         "64",
+                                         "--max-queue-requests",
+                                         "5",
+                                         "--max-queue-tokens",
+                                         "600",
+                                         "--kv-cache-bytes",
+                                         "2MiB",
+                                         "--max-prompt-tokens",
+                                         "7",
+                                         "--max-message-bytes",
+                                         "64KiB",
+                                         "--target-itl-ms",
+                                         "12.5",
+                                         "--drain-seconds",
+                                         "1.5",
+                                         "--stall-seconds",
+                                         "9",
+                                         "--reflection",
+                                         "off",
+                                         "--warmup",
+                                         "off",
+                                         "--log-level",
+                                         "debug",
+                                         "--log-format",
+                                         "json",
+                                         "--sublinear-head",
+                                         "off"});
+  EXPECT_EQ(options.address, "[::1]:0");
+  EXPECT_EQ(options.metrics_address, "localhost:1");
+  EXPECT_EQ(options.weights, WeightFormat::kBF16);
+  EXPECT_EQ(options.compute, ComputeType::kF32);
+  EXPECT_EQ(options.threads, 3u);
+  EXPECT_EQ(options.engine.max_batch_size, 4u);
+  EXPECT_EQ(options.engine.max_batch_tokens, 64u);
+  EXPECT_EQ(options.engine.max_queue_requests, 5u);
+  EXPECT_EQ(options.engine.max_queue_tokens, 600u);
+  EXPECT_EQ(options.engine.kv_cache_bytes, 2u << 20);
+  EXPECT_EQ(options.max_prompt_tokens, 7u);
+  EXPECT_EQ(options.max_message_bytes, 64u << 10);
+  EXPECT_EQ(options.engine.target_itl, absl::Microseconds(12500));
+  EXPECT_EQ(options.drain, absl::Milliseconds(1500));
+  EXPECT_EQ(options.stall, absl::Seconds(9));
+  EXPECT_FALSE(options.reflection);
+  EXPECT_FALSE(options.warmup);
+  EXPECT_EQ(options.log_level, "debug");
+  EXPECT_EQ(options.log_format, LogFormat::kJson);
+}
+
+TEST(OptionsTest, ModelsHaveNamesOfTheirOwnOrOfTheirFolder) {
+  const auto command = Parse({"--model", "big=/m/x", "--model", "/m/spark-stories/"});
+  ASSERT_TRUE(command.ok()) << command.status();
+  ASSERT_EQ(command->options.models.size(), 2u);
+  EXPECT_EQ(command->options.models[0].name, "big");
+  EXPECT_EQ(command->options.models[0].path, "/m/x");
+  EXPECT_EQ(command->options.models[1].name, "spark-stories");
+  EXPECT_EQ(command->options.models[1].path, "/m/spark-stories/");
+}
+
+TEST(OptionsTest, FlagWinsThenEnvironmentThenFile) {
+  const ConfigFile file("max-batch-size: 1\nmax_queue_requests: 2\nthreads: 3\nmodel: [/m/file]\n");
+  const auto command =
+      Parse({"--config", file.path(), "--max-batch-size", "11"},
+            {{"FIRESTEEL_MAX_BATCH_SIZE", "21"}, {"FIRESTEEL_MAX_QUEUE_REQUESTS", "22"}});
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(command->options.engine.max_batch_size, 11u);
+  EXPECT_EQ(command->options.engine.max_queue_requests, 22u);
+  EXPECT_EQ(command->options.threads, 3u);
+  EXPECT_EQ(command->options.models.at(0).path, "/m/file");
+}
+
+TEST(OptionsTest, AStrongerSourceReplacesAllModels) {
+  const ConfigFile file("model:\n  - a=/m/a\n  - b=/m/b\n");
+  const auto from_environment =
+      Parse({}, {{"FIRESTEEL_CONFIG", file.path()}, {"FIRESTEEL_MODEL", "c=/m/c,/m/d"}});
+  ASSERT_TRUE(from_environment.ok()) << from_environment.status();
+  ASSERT_EQ(from_environment->options.models.size(), 2u);
+  EXPECT_EQ(from_environment->options.models[0].name, "c");
+  EXPECT_EQ(from_environment->options.models[1].name, "d");
+}
+
+TEST(OptionsTest, EmptyAndUnknownVariablesAreNoOptions) {
+  const ServerOptions options =
+      ParseOk({}, {{"FIRESTEEL_THREADS", ""}, {"FIRESTEEL_TEST_MODELS", "/x"}});
+  EXPECT_EQ(options.threads, DefaultThreadCount());
+}
+
+TEST(OptionsTest, SwitchMayStandAlone) {
+  EXPECT_TRUE(ParseOk({"--warmup", "--threads", "1"}).warmup);
+  EXPECT_FALSE(ParseOk({}, {{"FIRESTEEL_WARMUP", "false"}}).warmup);
+}
+
+TEST(OptionsTest, PrintedConfigurationReadsBackAsItself) {
+  const auto printed = Parse({"--print-config", "--model", "a=/m/a", "--model", "/m/b",
+                              "--kv-cache-bytes", "1GiB", "--drain-seconds", "2.5"});
+  ASSERT_TRUE(printed.ok()) << printed.status();
+  EXPECT_EQ(printed->action, CommandLine::Action::kPrint);
+  EXPECT_THAT(printed->text,
+              AllOf(HasSubstr("kv-cache-bytes: 1073741824"), HasSubstr("drain-seconds: 2.5"),
+                    HasSubstr("a=/m/a"), HasSubstr("b=/m/b"), Not(HasSubstr("print-config"))));
+  const ConfigFile file(printed->text);
+  const auto again = Parse({"--config", file.path()});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(ToYaml(again->options), printed->text);
+}
+
+TEST(OptionsTest, HelpAndVersionNeedNothingElse) {
+  const auto help = Parse({"--help"});
+  ASSERT_TRUE(help.ok());
+  EXPECT_EQ(help->action, CommandLine::Action::kPrint);
+  EXPECT_THAT(help->text, AllOf(HasSubstr("--max-batch-size"), HasSubstr("--config")));
+  const auto version = Parse({"--version"});
+  ASSERT_TRUE(version.ok());
+  EXPECT_EQ(version->text, std::string("firesteel-server ") + Version() + "\n");
+}
+
+TEST(OptionsTest, CheckIsAnActionOfItsOwn) {
+  const auto command = Parse({"--check", "--model", "/m/a"});
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(command->action, CommandLine::Action::kCheck);
+}
+
+TEST(OptionsTest, AModelIsNeeded) { EXPECT_THAT(ParseError({}), HasSubstr("--model")); }
+
+struct BadCase {
+  const char* name;
+  std::vector<std::string> arguments;
+  std::vector<std::string> says;
+};
+
+class BadOptionTest : public testing::TestWithParam<BadCase> {};
+
+TEST_P(BadOptionTest, IsRefusedByNameAndValue) {
+  std::vector<std::string> arguments = {"--model", "/m/a"};
+  arguments.insert(arguments.end(), GetParam().arguments.begin(), GetParam().arguments.end());
+  const std::string message = ParseError(arguments);
+  for (const std::string& part : GetParam().says) EXPECT_THAT(message, HasSubstr(part));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadOptionTest,
+    testing::Values(
+        BadCase{"Unknown", {"--frobnicate", "3"}, {"--frobnicate"}},
+        BadCase{"Positional", {"stray"}, {"stray"}},
+        BadCase{"NoValue", {"--threads"}, {"--threads"}},
+        BadCase{"NoNumber", {"--threads", "two"}, {"--threads", "'two'", "1 to 1024"}},
+        BadCase{"Negative", {"--max-batch-size=-1"}, {"--max-batch-size", "'-1'"}},
+        BadCase{"Zero", {"--max-batch-size", "0"}, {"--max-batch-size", "'0'", "1 to"}},
+        BadCase{"TooLarge", {"--threads", "99999999999999999999"}, {"--threads"}},
+        BadCase{"Fraction", {"--max-queue-requests", "1.5"}, {"--max-queue-requests", "'1.5'"}},
+        BadCase{"Twice", {"--threads", "1", "--threads", "2"}, {"--threads", "2 times"}},
+        BadCase{"NoSwitch", {"--warmup", "maybe"}, {"--warmup", "'maybe'", "on nor off"}},
+        BadCase{"NoChoice", {"--compute", "f64"}, {"--compute", "'f64'", "auto, f32, bf16"}},
+        BadCase{"NoLevel", {"--log-level", "loud"}, {"--log-level", "'loud'"}},
+        BadCase{"NoSuffix", {"--kv-cache-bytes", "3MB"}, {"--kv-cache-bytes", "'3MB'", "MiB"}},
+        BadCase{"BytesOverflow", {"--kv-cache-bytes", "99999999TiB"}, {"--kv-cache-bytes"}},
+        BadCase{"BytesEmpty", {"--kv-cache-bytes", "GiB"}, {"--kv-cache-bytes"}},
+        BadCase{"MessageTooLarge", {"--max-message-bytes", "4GiB"}, {"--max-message-bytes"}},
+        BadCase{"NotFinite", {"--drain-seconds", "nan"}, {"--drain-seconds", "'nan'"}},
+        BadCase{"NoStall", {"--stall-seconds", "0"}, {"--stall-seconds", "'0'"}},
+        BadCase{"NoPort", {"--address", "localhost"}, {"--address", "'localhost'", "HOST:PORT"}},
+        BadCase{"PortTooLarge", {"--address", "a:65536"}, {"--address", "'a:65536'"}},
+        BadCase{"NoHost", {"--address", ":80"}, {"--address", "':80'"}},
+        BadCase{"TwoPorts", {"--metrics-address", "a:1,b:2"}, {"--metrics-address"}},
+        BadCase{"TlsPort", {"--metrics-address", "a:1s"}, {"--metrics-address"}},
+        BadCase{"UnixSocket", {"--address", "unix:/x"}, {"--address"}},
+        BadCase{"ModelWithoutPath", {"--model", "x="}, {"--model", "'x='"}},
+        BadCase{"ModelWithoutName", {"--model", "=/m"}, {"--model", "'=/m'"}},
+        BadCase{"SameModelTwice", {"--model", "/n/a"}, {"--model", "'/n/a'", "a"}},
+        BadCase{"BatchTokensBelowBatch",
+                {"--max-batch-size", "64", "--max-batch-tokens", "8"},
+                {"--max-batch-tokens", "'8'", "--max-batch-size", "64"}},
+        BadCase{"WaitingTls", {"--tls-cert", "c.pem"}, {"--tls-cert", "c.pem", "not available"}},
+        BadCase{"WaitingKey", {"--tls-key", "k.pem"}, {"--tls-key", "not available"}},
+        BadCase{"WaitingCa", {"--tls-client-ca", "a"}, {"--tls-client-ca", "not available"}},
+        BadCase{"WaitingToken", {"--auth-token-file", "t"}, {"--auth-token-file", "not available"}},
+        BadCase{"WaitingHead", {"--sublinear-head", "on"}, {"--sublinear-head", "not available"}},
+        BadCase{"WaitingInt8", {"--weights", "int8"}, {"--weights", "int8", "not available"}},
+        BadCase{"UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16"}},
+        BadCase{"NoConfigFile", {"--config", "/no/such.yaml"}, {"--config", "/no/such.yaml"}},
+        BadCase{"ConfigIsFolder", {"--config", "/"}, {"--config /", "read"}}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(OptionsTest, BadEnvironmentNamesTheVariable) {
+  EXPECT_THAT(ParseError({"--model", "/m"}, {{"FIRESTEEL_LOG_FORMAT", "xml"}}),
+              AllOf(HasSubstr("FIRESTEEL_LOG_FORMAT"), HasSubstr("'xml'"), HasSubstr("text")));
+}
+
+struct BadFile {
+  const char* name;
+  const char* text;
+  std::vector<std::string> says;
+};
+
+class BadFileTest : public testing::TestWithParam<BadFile> {};
+
+TEST_P(BadFileTest, IsRefusedByKey) {
+  const ConfigFile file(GetParam().text);
+  const std::string message = ParseError({"--model", "/m", "--config", file.path()});
+  EXPECT_THAT(message, HasSubstr(file.path()));
+  for (const std::string& part : GetParam().says) EXPECT_THAT(message, HasSubstr(part));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadFileTest,
+    testing::Values(BadFile{"UnknownKey", "frobnicate: 3\n", {"frobnicate"}},
+                    BadFile{"ActionKey", "check: on\n", {"check"}},
+                    BadFile{"ConfigInConfig", "config: x.yaml\n", {"config"}},
+                    BadFile{"BadValue", "threads: many\n", {"threads", "'many'"}},
+                    BadFile{"NoValue", "threads:\n", {"threads"}},
+                    BadFile{"List", "threads: [1, 2]\n", {"threads"}},
+                    BadFile{"Twice", "max-batch-size: 1\nmax_batch_size: 2\n", {"max-batch-size"}},
+                    BadFile{"NoMap", "- threads\n", {"key: value"}},
+                    BadFile{"NoYaml", "a: [1, \n  {", {"YAML"}},
+                    BadFile{"Nested", "model: [[a]]\n", {"model"}},
+                    BadFile{"Waiting", "tls-cert: c.pem\n", {"tls-cert", "not available"}}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace firesteel::server

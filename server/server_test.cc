@@ -1,0 +1,752 @@
+// The services over real gRPC on the loopback, with scripted engines behind them.
+
+#include "server/server.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <gtest/gtest.h>
+#include <spdlog/sinks/null_sink.h>
+
+#include <chrono>
+#include <future>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "firesteel/v1/generation_service.grpc.pb.h"
+#include "firesteel/v1/model_service.grpc.pb.h"
+#include "google/rpc/error_details.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
+#include "server/fake_engine.h"
+#include "server/logging.h"
+#include "server/options.h"
+#include "server/status.h"
+#include "server/test_client.h"
+
+namespace firesteel::server {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using HealthResponse = grpc::health::v1::HealthCheckResponse;
+
+class ServerTest : public testing::Test {
+ protected:
+  ServerTest() {
+    SetUpLogging("off", LogFormat::kText, std::make_shared<spdlog::sinks::null_sink_mt>());
+    Start(ServerConfig{.simd_target = "TEST", .threads = 3});
+  }
+
+  void Start(ServerConfig config) {
+    auto metrics = std::make_unique<ServerMetrics>();
+    auto models = std::make_unique<ModelRegistry>();
+    for (const char* name : {"alpha", "beta"}) {
+      EngineMetrics* const observer = metrics->AddModel(name, FakeModelConfig());
+      observer->StartCounting();
+      ServedModel model;
+      model.name = name;
+      auto engine = std::make_unique<FakeEngine>(observer);
+      (std::string(name) == "alpha" ? alpha_ : beta_) = engine.get();
+      model.engine = std::move(engine);
+      model.max_prompt_tokens = 127;
+      model.max_message_bytes = config.max_message_bytes;
+      models->Add(std::move(model));
+    }
+    auto server = Server::Start(config, std::move(metrics), std::move(models));
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    channel_ = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
+    generation_ = v1::GenerationService::NewStub(channel_);
+    models_ = v1::ModelService::NewStub(channel_);
+    health_ = grpc::health::v1::Health::NewStub(channel_);
+  }
+
+  static v1::GenerateRequest Request(const std::string& prompt = "hey") {
+    v1::GenerateRequest request;
+    request.set_prompt(prompt);
+    return request;
+  }
+
+  grpc::Status Generate(const v1::GenerateRequest& request, v1::GenerateResponse* response) {
+    grpc::ClientContext context;
+    return generation_->Generate(&context, request, response);
+  }
+
+  grpc::Status HealthOf(const std::string& name, HealthResponse* response) {
+    grpc::ClientContext context;
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(name);
+    return health_->Check(&context, request, response);
+  }
+
+  HealthResponse::ServingStatus StatusOfName(const std::string& name) {
+    HealthResponse response;
+    const grpc::Status status = HealthOf(name, &response);
+    EXPECT_TRUE(status.ok()) << name << ": " << status.error_message();
+    return response.status();
+  }
+
+  /// Sends these bytes as the request of a unary call.
+  grpc::Status CallRaw(const std::string& method, const std::string& bytes,
+                       std::string* answer = nullptr) {
+    grpc::GenericStub stub(channel_);
+    grpc::ClientContext context;
+    const grpc::Slice slice(bytes);
+    const grpc::ByteBuffer request(&slice, 1);
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    absl::Notification done;
+    stub.UnaryCall(&context, method, grpc::StubOptions(), &request, &response, [&](grpc::Status s) {
+      status = std::move(s);
+      done.Notify();
+    });
+    done.WaitForNotification();
+    grpc::Slice whole;
+    if (answer != nullptr && response.Valid() && response.DumpToSingleSlice(&whole).ok()) {
+      answer->assign(reinterpret_cast<const char*>(whole.begin()), whole.size());
+    }
+    return status;
+  }
+
+  std::string Scrape() const { return HttpGet(server_->metrics_address(), "/metrics"); }
+
+  double Metric(const std::string& series) const {
+    const auto value = MetricValue(Scrape(), series);
+    EXPECT_TRUE(value.has_value()) << series;
+    return value.value_or(-1);
+  }
+
+  std::unique_ptr<Server> server_;
+  FakeEngine* alpha_ = nullptr;  // the default model
+  FakeEngine* beta_ = nullptr;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::GenerationService::Stub> generation_;
+  std::unique_ptr<v1::ModelService::Stub> models_;
+  std::unique_ptr<grpc::health::v1::Health::Stub> health_;
+};
+
+/// Every message of a stream, and its end.
+struct Streamed {
+  std::vector<v1::GenerateStreamResponse> messages;
+  grpc::Status status;
+
+  std::string text() const {
+    std::string all;
+    for (const auto& message : messages) all += message.sequence().text();
+    return all;
+  }
+};
+
+Streamed ReadAll(grpc::ClientReader<v1::GenerateStreamResponse>* reader) {
+  Streamed out;
+  v1::GenerateStreamResponse message;
+  while (reader->Read(&message)) out.messages.push_back(message);
+  out.status = reader->Finish();
+  return out;
+}
+
+std::string FirstValue(const std::multimap<grpc::string_ref, grpc::string_ref>& metadata,
+                       const std::string& key) {
+  const auto entry = metadata.find(key);
+  return entry == metadata.end() ? "" : std::string(entry->second.data(), entry->second.size());
+}
+
+// --- Generate
+// -----------------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, GenerateAnswersWithEverything) {
+  alpha_->AnswerAll(3);
+  v1::GenerateRequest request = Request();
+  request.mutable_output()->set_return_token_ids(true);
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.model(), "alpha");
+  EXPECT_EQ(response.request_id().size(), 32u);
+  ASSERT_EQ(response.sequences_size(), 1);
+  EXPECT_EQ(response.sequences(0).text(), "t0 t1 t2 ");
+  EXPECT_THAT(response.sequences(0).token_ids(), ElementsAre(0, 1, 2));
+  EXPECT_EQ(response.sequences(0).finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(response.usage().prompt_tokens(), 4u);
+  EXPECT_EQ(response.usage().generated_tokens(), 3u);
+  EXPECT_EQ(response.timings().first_token().nanos(), 21'000'000);
+  EXPECT_DOUBLE_EQ(response.sparsity().ffn_active_fraction(), 0.08);
+}
+
+TEST_F(ServerTest, TokenIdsComeOnlyWhereAsked) {
+  alpha_->AnswerAll(3);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(Request(), &response).ok());
+  EXPECT_THAT(response.sequences(0).token_ids(), IsEmpty());
+}
+
+TEST_F(ServerTest, RequestGoesToTheNamedModel) {
+  beta_->AnswerAll(1);
+  v1::GenerateRequest request = Request();
+  request.set_model("beta");
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(request, &response).ok());
+  EXPECT_EQ(response.model(), "beta");
+  EXPECT_EQ(beta_->request(beta_->WaitForRequest(0)).prompt.size(), 4u);
+}
+
+TEST_F(ServerTest, SeedIsRandomWhereUnset) {
+  alpha_->AnswerAll(1);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(Request(), &response).ok());
+  ASSERT_TRUE(Generate(Request(), &response).ok());
+  v1::GenerateRequest seeded = Request();
+  seeded.mutable_sampling()->set_seed(77);
+  ASSERT_TRUE(Generate(seeded, &response).ok());
+  const auto seed = [this](size_t i) {
+    return alpha_->request(alpha_->WaitForRequest(i)).sampling.seed;
+  };
+  EXPECT_NE(seed(0), seed(1));
+  EXPECT_EQ(seed(2), 77u);
+}
+
+TEST_F(ServerTest, StopMatchComesOut) {
+  v1::GenerateResponse response;
+  auto call = std::async(std::launch::async, [&] { return Generate(Request(), &response); });
+  const auto handle = alpha_->WaitForRequest(0);
+  GenerationResult result = FakeResult(FinishReason::kStop);
+  result.stop_match = "END";
+  alpha_->Finish(handle, result);
+  ASSERT_TRUE(call.get().ok());
+  EXPECT_EQ(response.sequences(0).finish_reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(response.sequences(0).stop_match(), "END");
+}
+
+// --- Metadata
+// -----------------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, RequestIdIsEchoedInBothMetadata) {
+  alpha_->AnswerAll(1);
+  grpc::ClientContext context;
+  context.AddMetadata("x-request-id", "my-id-1");
+  v1::GenerateResponse response;
+  ASSERT_TRUE(generation_->Generate(&context, Request(), &response).ok());
+  EXPECT_EQ(response.request_id(), "my-id-1");
+  EXPECT_EQ(FirstValue(context.GetServerInitialMetadata(), "x-request-id"), "my-id-1");
+  EXPECT_EQ(FirstValue(context.GetServerTrailingMetadata(), "x-request-id"), "my-id-1");
+  EXPECT_EQ(alpha_->request(alpha_->WaitForRequest(0)).request_id, "my-id-1");
+}
+
+TEST_F(ServerTest, UnusableRequestIdIsReplaced) {
+  alpha_->AnswerAll(1);
+  for (const std::string& id : {std::string(129, 'x'), std::string("with space")}) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-request-id", id);
+    v1::GenerateResponse response;
+    ASSERT_TRUE(generation_->Generate(&context, Request(), &response).ok());
+    EXPECT_NE(response.request_id(), id);
+    EXPECT_EQ(FirstValue(context.GetServerTrailingMetadata(), "x-request-id"),
+              response.request_id());
+  }
+}
+
+TEST_F(ServerTest, InitialMetadataComesWithAdmissionAndNotWithRefusal) {
+  grpc::ClientContext refused;
+  v1::GenerateRequest bad = Request();
+  bad.set_max_tokens(0);
+  const Streamed end = ReadAll(generation_->GenerateStream(&refused, bad).get());
+  EXPECT_EQ(end.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(FirstValue(refused.GetServerInitialMetadata(), "x-request-id"), "");
+  EXPECT_EQ(FirstValue(refused.GetServerTrailingMetadata(), "x-request-id").size(), 32u);
+
+  grpc::ClientContext admitted;
+  const auto reader = generation_->GenerateStream(&admitted, Request());
+  reader->WaitForInitialMetadata();  // before any token
+  EXPECT_EQ(FirstValue(admitted.GetServerInitialMetadata(), "x-request-id").size(), 32u);
+  alpha_->Finish(alpha_->WaitForRequest(0), FakeResult(FinishReason::kEos));
+  EXPECT_TRUE(ReadAll(reader.get()).status.ok());
+}
+
+// --- GenerateStream
+// -----------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, StreamSendsDeltasThenTheSummary) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request();
+  request.mutable_output()->set_return_token_ids(true);
+  const auto reader = generation_->GenerateStream(&context, request);
+  const auto handle = alpha_->WaitForRequest(0);
+  v1::GenerateStreamResponse message;
+  alpha_->Emit(handle, "one ", {11});
+  ASSERT_TRUE(reader->Read(&message));
+  EXPECT_EQ(message.sequence().text(), "one ");
+  EXPECT_THAT(message.sequence().token_ids(), ElementsAre(11));
+  EXPECT_EQ(message.sequence().finish_reason(), v1::FINISH_REASON_UNSPECIFIED);
+  EXPECT_FALSE(message.has_usage());
+  alpha_->Emit(handle, "two", {12});
+  ASSERT_TRUE(reader->Read(&message));
+  EXPECT_EQ(message.sequence().text(), "two");
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  ASSERT_TRUE(reader->Read(&message));
+  EXPECT_EQ(message.sequence().finish_reason(), v1::FINISH_REASON_EOS);
+  EXPECT_EQ(message.usage().generated_tokens(), 3u);
+  EXPECT_TRUE(message.has_timings());
+  EXPECT_TRUE(message.has_sparsity());
+  EXPECT_EQ(message.request_id().size(), 32u);
+  EXPECT_FALSE(reader->Read(&message));
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
+// Nothing is read until everything is there: the flow-control window fills, and what follows is put
+// together.
+TEST_F(ServerTest, SlowReaderGetsEverythingInFewMessages) {
+  // A client whose window does not grow.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1 << 16);
+  const auto stub = v1::GenerationService::NewStub(
+      grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext context;
+  const auto reader = stub->GenerateStream(&context, Request());
+  const auto handle = alpha_->WaitForRequest(0);
+  constexpr int kDeltas = 400;
+  std::string expected;
+  for (int i = 0; i < kDeltas; ++i) {
+    const std::string delta = std::to_string(i) + std::string(5'000, 'x');
+    expected += delta;
+    alpha_->Emit(handle, delta);
+    alpha_->WaitUntilIdle();  // the engine is never held up
+  }
+  alpha_->Finish(handle, FakeResult(FinishReason::kLength));
+  alpha_->WaitUntilIdle();
+  EXPECT_TRUE(alpha_->empty());
+  const Streamed all = ReadAll(reader.get());
+  ASSERT_TRUE(all.status.ok()) << all.status.error_message();
+  EXPECT_EQ(all.text(), expected);
+  EXPECT_LT(all.messages.size(), kDeltas / 2);
+}
+
+TEST_F(ServerTest, ClientCancelLeavesTheBatch) {
+  grpc::ClientContext context;
+  const auto reader = generation_->GenerateStream(&context, Request());
+  const auto handle = alpha_->WaitForRequest(0);
+  v1::GenerateStreamResponse message;
+  alpha_->Emit(handle, "a");
+  ASSERT_TRUE(reader->Read(&message));
+  context.TryCancel();
+  alpha_->WaitForCancel(handle);
+  EXPECT_EQ(ReadAll(reader.get()).status.error_code(), grpc::StatusCode::CANCELLED);
+  server_.reset();  // the call is gone, nothing hangs
+}
+
+TEST_F(ServerTest, UnaryCancelLeavesTheBatch) {
+  grpc::ClientContext context;
+  v1::GenerateResponse response;
+  auto call = std::async(std::launch::async,
+                         [&] { return generation_->Generate(&context, Request(), &response); });
+  const auto handle = alpha_->WaitForRequest(0);
+  context.TryCancel();
+  alpha_->WaitForCancel(handle);
+  EXPECT_EQ(call.get().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(ServerTest, VanishedClientLeavesTheBatch) {
+  auto channel =
+      grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), [] {
+        grpc::ChannelArguments arguments;
+        arguments.SetInt("test.own_connection", 1);  // not shared with the fixture's channel
+        return arguments;
+      }());
+  auto stub = v1::GenerationService::NewStub(channel);
+  auto context = std::make_unique<grpc::ClientContext>();
+  auto reader = stub->GenerateStream(context.get(), Request());
+  const auto handle = alpha_->WaitForRequest(0);
+  reader.reset();
+  context.reset();  // cancels
+  stub.reset();
+  channel.reset();
+  alpha_->WaitForCancel(handle);
+}
+
+TEST_F(ServerTest, DeadlineReachesTheEngineAndEndsTheCall) {
+  grpc::ClientContext context;
+  const absl::Time before = absl::Now();
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+  const auto reader = generation_->GenerateStream(&context, Request());
+  const auto handle = alpha_->WaitForRequest(0);
+  EXPECT_EQ(ReadAll(reader.get()).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  const absl::Time deadline = alpha_->request(handle).deadline;
+  EXPECT_GT(deadline, before);
+  EXPECT_LT(deadline, before + absl::Seconds(60));
+  server_.reset();  // waits for the engine
+}
+
+TEST_F(ServerTest, DeadlineCountsAsDeadline) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
+  v1::GenerateResponse response;
+  EXPECT_EQ(generation_->Generate(&context, Request(), &response).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  // The server learns of it by its own clock.
+  while (
+      Metric("firesteel_requests_total{finish_reason=\"deadline_exceeded\",model_name=\"alpha\"}") <
+      1) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(Metric("firesteel_requests_total{finish_reason=\"cancelled\",model_name=\"alpha\"}"),
+            0);
+}
+
+TEST_F(ServerTest, EngineErrorsAreErrorsOfTheCall) {
+  grpc::ClientContext context;
+  const auto reader = generation_->GenerateStream(&context, Request());
+  GenerationResult result = FakeResult(FinishReason::kError);
+  result.status = absl::InternalError("numbers went bad");
+  alpha_->Finish(alpha_->WaitForRequest(0), result);
+  const Streamed all = ReadAll(reader.get());
+  EXPECT_EQ(all.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(all.status.error_message(), "numbers went bad");
+  ASSERT_EQ(all.messages.size(), 1u);
+  EXPECT_EQ(all.messages[0].sequence().finish_reason(), v1::FINISH_REASON_ERROR);
+}
+
+TEST_F(ServerTest, ManyStreamsAtOnce) {
+  alpha_->AnswerAll(20);
+  std::vector<std::future<Streamed>> calls;
+  for (int i = 0; i < 32; ++i) {
+    calls.push_back(std::async(std::launch::async, [this] {
+      grpc::ClientContext context;
+      return ReadAll(generation_->GenerateStream(&context, Request()).get());
+    }));
+  }
+  std::string expected;
+  for (int i = 0; i < 20; ++i) expected += "t" + std::to_string(i) + " ";
+  for (auto& call : calls) {
+    const Streamed all = call.get();
+    EXPECT_TRUE(all.status.ok()) << all.status.error_message();
+    EXPECT_EQ(all.text(), expected);
+  }
+}
+
+// --- Refusals
+// -----------------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, ViolationsReachTheClient) {
+  v1::GenerateRequest request = Request();
+  request.mutable_sampling()->set_temperature(-1);
+  request.set_n(3);
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  const auto bad = FindDetail<google::rpc::BadRequest>(status);
+  ASSERT_TRUE(bad.has_value());
+  ASSERT_EQ(bad->field_violations_size(), 2);
+  EXPECT_EQ(bad->field_violations(0).field(), "sampling.temperature");
+  EXPECT_EQ(bad->field_violations(1).field(), "n");
+}
+
+TEST_F(ServerTest, UnknownModelIsNotFound) {
+  v1::GenerateRequest request = Request();
+  request.set_model("gamma\n");
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(status.error_message(), HasSubstr("gamma"));
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "MODEL_NOT_FOUND");
+}
+
+TEST_F(ServerTest, FullQueueSaysWhenToRetry) {
+  absl::Status full = absl::ResourceExhaustedError("the queue is full");
+  full.SetPayload(kRetryAfterPayload, absl::Cord("1500"));
+  alpha_->RefuseNext(full, RejectionReason::kQueueFull);
+  grpc::ClientContext context;
+  const Streamed all = ReadAll(generation_->GenerateStream(&context, Request()).get());
+  EXPECT_EQ(all.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  const auto retry = FindDetail<google::rpc::RetryInfo>(all.status);
+  ASSERT_TRUE(retry.has_value());
+  EXPECT_EQ(retry->retry_delay().seconds(), 1);
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(all.status)->reason(), "OVERLOADED");
+  EXPECT_EQ(
+      Metric("firesteel_admission_rejections_total{model_name=\"alpha\",reason=\"queue_full\"}"),
+      1);
+}
+
+TEST_F(ServerTest, MessagesBeyondTheLimitAreRefused) {
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(Request(std::string(5u << 20, 'x')), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(ServerTest, WaitingMethodsAreUnimplementedByName) {
+  const auto expect = [](const grpc::Status& status, const std::string& name) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+    EXPECT_THAT(status.error_message(), HasSubstr(name));
+    const auto info = FindDetail<google::rpc::ErrorInfo>(status);
+    ASSERT_TRUE(info.has_value());
+    EXPECT_EQ(info->reason(), "RPC_NOT_SUPPORTED");
+  };
+  grpc::ClientContext c1, c2, c3;
+  v1::TokenizeResponse tokenized;
+  expect(generation_->Tokenize(&c1, {}, &tokenized), "Tokenize");
+  v1::DetokenizeResponse detokenized;
+  expect(generation_->Detokenize(&c2, {}, &detokenized), "Detokenize");
+  v1::ScoreResponse scored;
+  expect(generation_->Score(&c3, {}, &scored), "Score");
+}
+
+// --- ModelService
+// -------------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, ModelsAreListedAndDescribed) {
+  grpc::ClientContext list_context;
+  v1::ListModelsResponse list;
+  ASSERT_TRUE(models_->ListModels(&list_context, {}, &list).ok());
+  ASSERT_EQ(list.models_size(), 2);
+  EXPECT_EQ(list.models(0).name(), "alpha");
+  EXPECT_TRUE(list.models(0).is_default());
+  EXPECT_FALSE(list.models(1).is_default());
+
+  grpc::ClientContext context;
+  v1::GetModelRequest request;
+  request.set_model("beta");
+  v1::GetModelResponse response;
+  ASSERT_TRUE(models_->GetModel(&context, request, &response).ok());
+  const v1::ModelInfo& model = response.model();
+  EXPECT_EQ(model.name(), "beta");
+  EXPECT_EQ(model.architecture(), v1::ARCHITECTURE_SPARK_GEMMA2);
+  EXPECT_EQ(model.shape().vocab_size(), 300u);
+  EXPECT_EQ(model.shape().layer_types_size(), 2);
+  EXPECT_EQ(model.limits().max_context_tokens(), 128u);
+  EXPECT_EQ(model.limits().max_prompt_tokens(), 127u);
+  EXPECT_EQ(model.limits().max_sequences(), 16u);
+  EXPECT_EQ(model.limits().max_stop_strings(), 16u);
+  EXPECT_EQ(model.limits().max_stop_string_bytes(), 256u);
+  EXPECT_EQ(model.limits().max_logprobs(), 20u);
+  EXPECT_EQ(model.limits().max_logit_biases(), 1024u);
+  EXPECT_EQ(model.limits().kv_cache_capacity_tokens(), 4096u);
+  EXPECT_EQ(model.weights().compute(), "bf16");
+  EXPECT_EQ(model.sparsity_targets().ffn_top_k(), 8u);
+  EXPECT_DOUBLE_EQ(model.sparsity_targets().ffn_active_fraction(), 0.08);
+  EXPECT_THAT(model.unsupported_fields(), testing::Contains("output.logprobs"));
+}
+
+TEST_F(ServerTest, GetModelOfAnotherNameIsNotFound) {
+  grpc::ClientContext context;
+  v1::GetModelRequest request;
+  request.set_model("gamma");
+  v1::GetModelResponse response;
+  const grpc::Status status = models_->GetModel(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(FirstValue(context.GetServerTrailingMetadata(), "x-request-id").size(), 32u);
+}
+
+TEST_F(ServerTest, ServerTellsWhatItIs) {
+  grpc::ClientContext context;
+  v1::GetServerInfoResponse info;
+  ASSERT_TRUE(models_->GetServerInfo(&context, {}, &info).ok());
+  EXPECT_EQ(info.version(), Version());
+  EXPECT_EQ(info.simd_target(), "TEST");
+  EXPECT_EQ(info.threads(), 3u);
+  EXPECT_THAT(info.models(), ElementsAre("alpha", "beta"));
+}
+
+// --- Health
+// -------------------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, HealthKnowsServicesAndModels) {
+  for (const char* name :
+       {"", "alpha", "beta", "firesteel.v1.GenerationService", "firesteel.v1.ModelService"}) {
+    EXPECT_EQ(StatusOfName(name), HealthResponse::SERVING) << name;
+  }
+  HealthResponse response;
+  EXPECT_EQ(HealthOf("gamma", &response).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(ServerTest, StuckModelTurnsNotServingAndBack) {
+  beta_->SetMakingProgress(false);
+  server_->health().Check();
+  EXPECT_EQ(StatusOfName("beta"), HealthResponse::NOT_SERVING);
+  EXPECT_EQ(StatusOfName("alpha"), HealthResponse::SERVING);
+  EXPECT_EQ(StatusOfName(""), HealthResponse::NOT_SERVING);
+  EXPECT_EQ(StatusOfName("firesteel.v1.GenerationService"), HealthResponse::NOT_SERVING);
+  EXPECT_EQ(StatusOfName("firesteel.v1.ModelService"), HealthResponse::SERVING);
+  beta_->SetMakingProgress(true);
+  server_->health().Check();
+  EXPECT_EQ(StatusOfName("beta"), HealthResponse::SERVING);
+  EXPECT_EQ(StatusOfName(""), HealthResponse::SERVING);
+}
+
+TEST_F(ServerTest, WatchdogLooksByItself) {
+  server_.reset();
+  Start(ServerConfig{.stall = absl::Milliseconds(100)});
+  grpc::ClientContext context;
+  grpc::health::v1::HealthCheckRequest request;
+  request.set_service("alpha");
+  const auto watch = health_->Watch(&context, request);
+  HealthResponse response;
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), HealthResponse::SERVING);
+  alpha_->SetMakingProgress(false);
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), HealthResponse::NOT_SERVING);
+  context.TryCancel();
+}
+
+// --- Drain
+// --------------------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
+  grpc::ClientContext watch_context;
+  const auto watch = health_->Watch(&watch_context, {});
+  HealthResponse health;
+  ASSERT_TRUE(watch->Read(&health));
+
+  grpc::ClientContext context;
+  const auto reader = generation_->GenerateStream(&context, Request());
+  const auto handle = alpha_->WaitForRequest(0);
+  auto stop =
+      std::async(std::launch::async, [this] { return server_->Stop(absl::InfiniteFuture()); });
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_EQ(health.status(), HealthResponse::NOT_SERVING);
+
+  // The engines refuse shortly after health was withdrawn.
+  grpc::Status status;
+  size_t accepted = 0;
+  while (true) {
+    grpc::ClientContext late_context;
+    late_context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    const auto late = generation_->GenerateStream(&late_context, Request());
+    late->WaitForInitialMetadata();
+    if (FirstValue(late_context.GetServerInitialMetadata(), "x-request-id").empty()) {
+      status = ReadAll(late.get()).status;
+      break;
+    }
+    alpha_->Finish(alpha_->WaitForRequest(++accepted), FakeResult(FinishReason::kEos));
+  }
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "SERVER_DRAINING");
+  EXPECT_EQ(
+      Metric("firesteel_admission_rejections_total{model_name=\"alpha\",reason=\"draining\"}"), 1);
+
+  alpha_->Emit(handle, "to the end");
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  const Streamed all = ReadAll(reader.get());
+  EXPECT_TRUE(all.status.ok()) << all.status.error_message();
+  EXPECT_EQ(all.text(), "to the end");
+  EXPECT_TRUE(stop.get());
+}
+
+TEST_F(ServerTest, DrainCancelsAtItsDeadline) {
+  grpc::ClientContext context;
+  const auto reader = generation_->GenerateStream(&context, Request());
+  alpha_->WaitForRequest(0);
+  auto read = std::async(std::launch::async, [&] { return ReadAll(reader.get()); });
+  EXPECT_FALSE(server_->Stop(absl::Now()));
+  const Streamed all = read.get();
+  EXPECT_EQ(all.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  ASSERT_EQ(all.messages.size(), 1u);
+  EXPECT_EQ(all.messages[0].sequence().finish_reason(), v1::FINISH_REASON_CANCELLED);
+}
+
+// --- Around the services
+// ------------------------------------------------------------------------------------
+
+TEST_F(ServerTest, CallsAreCountedByMethodAndCode) {
+  alpha_->AnswerAll(1);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(Request(), &response).ok());
+  v1::GenerateRequest bad = Request();
+  bad.set_max_tokens(0);
+  EXPECT_FALSE(Generate(bad, &response).ok());
+  EXPECT_EQ(StatusOfName(""), HealthResponse::SERVING);
+  const std::string method =
+      "grpc_method=\"Generate\",grpc_service=\"firesteel.v1.GenerationService\"}";
+  EXPECT_EQ(Metric("grpc_server_started_total{" + method), 2);
+  EXPECT_EQ(Metric("grpc_server_handled_total{grpc_code=\"OK\"," + method), 1);
+  EXPECT_EQ(Metric("grpc_server_handled_total{grpc_code=\"InvalidArgument\"," + method), 1);
+  EXPECT_EQ(Metric("grpc_server_handling_seconds_count{grpc_code=\"OK\"," + method), 1);
+  EXPECT_EQ(Metric("grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Check\",grpc_service="
+                   "\"grpc.health.v1.Health\"}"),
+            1);
+}
+
+TEST_F(ServerTest, UnparsedRequestsAreCountedAsWhatTheyAre) {
+  EXPECT_FALSE(CallRaw("/firesteel.v1.ModelService/GetModel", "\xff").ok());
+  EXPECT_EQ(Metric("grpc_server_handled_total{grpc_code=\"InvalidArgument\",grpc_method="
+                   "\"GetModel\",grpc_service=\"firesteel.v1.ModelService\"}"),
+            1);
+}
+
+TEST_F(ServerTest, UnknownMethodMakesNoTimeSeries) {
+  const grpc::Status status = CallRaw("/firesteel.v1.GenerationService/Evil", "");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(Scrape(), Not(HasSubstr("Evil")));
+}
+
+// What cannot be parsed is an error of the call; the server goes on.
+TEST_F(ServerTest, GarbageIsAnErrorOfTheCall) {
+  for (const char* method :
+       {"/firesteel.v1.GenerationService/Generate",
+        "/firesteel.v1.GenerationService/GenerateStream", "/firesteel.v1.ModelService/GetModel"}) {
+    const grpc::Status status = CallRaw(method, "\xff\xff\xff\xff garbage");
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << method;
+    EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "INVALID_REQUEST");
+    EXPECT_EQ(StatusOfName(""), HealthResponse::SERVING);
+  }
+}
+
+// The messages of the reflection protocol by hand: field 7, list_services; field 4,
+// file_containing_symbol.
+constexpr char kReflectionMethod[] =
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+
+TEST_F(ServerTest, ReflectionListsAndDescribesServices) {
+  std::string answer;
+  ASSERT_TRUE(CallRaw(kReflectionMethod, std::string("\x3a\x00", 2), &answer).ok());
+  for (const char* service :
+       {"firesteel.v1.GenerationService", "firesteel.v1.ModelService", "grpc.health.v1.Health"}) {
+    EXPECT_THAT(answer, HasSubstr(service));
+    const std::string symbol = service;
+    std::string file;
+    ASSERT_TRUE(CallRaw(kReflectionMethod,
+                        "\x22" + std::string(1, static_cast<char>(symbol.size())) + symbol, &file)
+                    .ok());
+    EXPECT_THAT(file, HasSubstr(".proto")) << service;
+  }
+}
+
+TEST_F(ServerTest, ReflectionCanBeOff) {
+  server_.reset();
+  Start(ServerConfig{.reflection = false});
+  EXPECT_EQ(CallRaw(kReflectionMethod, std::string("\x3a\x00", 2)).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(ServerTest, MetricsEndpointServesNothingElse) {
+  EXPECT_THAT(Scrape(), AllOf(HasSubstr("200 OK"), HasSubstr("version=0.0.4"),
+                              HasSubstr("process_resident_memory_bytes "),
+                              HasSubstr("# TYPE firesteel_requests_running gauge"),
+                              Not(HasSubstr("exposer_"))));
+  EXPECT_THAT(HttpGet(server_->metrics_address(), "/etc/passwd"), HasSubstr("404"));
+}
+
+TEST_F(ServerTest, TakenAddressesAreRefusedByOption) {
+  for (const bool grpc_side : {true, false}) {
+    ServerConfig config;
+    (grpc_side ? config.address : config.metrics_address) =
+        grpc_side ? server_->address() : server_->metrics_address();
+    auto models = std::make_unique<ModelRegistry>();
+    ServedModel model;
+    model.name = "x";
+    model.engine = std::make_unique<FakeEngine>();
+    models->Add(std::move(model));
+    const auto second = Server::Start(config, std::make_unique<ServerMetrics>(), std::move(models));
+    ASSERT_FALSE(second.ok());
+    EXPECT_THAT(
+        std::string(second.status().message()),
+        HasSubstr(grpc_side ? "--address: cannot listen on " + server_->address()
+                            : "--metrics-address: cannot listen on " + server_->metrics_address()));
+  }
+}
+
+}  // namespace
+}  // namespace firesteel::server
