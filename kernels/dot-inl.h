@@ -253,7 +253,7 @@ struct TilePart {
 // of the last part is a multiple of Step::Elements. If kAhead, the rows `ahead` are fetched into
 // the cache meanwhile: rows are too short for the hardware prefetcher to run ahead of them.
 template <size_t kTokens, size_t kRows, class Step, bool kAhead, typename TX, typename TW>
-HWY_INLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const RowPointers<TW>& w,
+HWY_NOINLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const RowPointers<TW>& w,
                         [[maybe_unused]] const RowPointers<TW>& ahead, size_t k,
                         const TilePart& part, float* HWY_RESTRICT y, size_t y_stride) {
   static_assert(kTokens <= 4 && kRows <= 4);
