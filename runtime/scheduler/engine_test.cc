@@ -129,7 +129,7 @@ class CountingObserver final : public EngineObserver {
   }
   void OnStep(const StepReport& report) override {
     MutexLock lock(&mutex_);
-    ++steps;
+    history.push_back({report.sequences, report.kv_usage_ratio});
     prefill_tokens += report.prefill_tokens;
     decode_tokens += report.decode_tokens;
     largest_step = std::max(largest_step, report.prefill_tokens + report.decode_tokens);
@@ -161,7 +161,11 @@ class CountingObserver final : public EngineObserver {
   Mutex mutex_;
   uint64_t rejected[kNumRejectionReasons] = {};
   uint64_t finished[kNumFinishReasons] = {};
-  uint64_t steps = 0;
+  struct Step {
+    uint32_t sequences;
+    double kv_usage_ratio;
+  };
+  std::vector<Step> history;
   uint64_t prefill_tokens = 0;
   uint64_t decode_tokens = 0;
   uint32_t largest_step = 0;
@@ -449,6 +453,32 @@ TEST_F(EngineTest, QueueBoundsRefuseBeforeAnyWork) {
   EXPECT_EQ(observer_.rejected[static_cast<size_t>(RejectionReason::kQueueFull)], 1u);
   EXPECT_EQ(observer_.rejected[static_cast<size_t>(RejectionReason::kQueueTokens)], 1u);
   EXPECT_EQ(never->tokens().size(), 0u);
+}
+
+// Cancelled while a step runs: the next step is without it, and its memory is free by then.
+TEST_F(EngineTest, CancelledLeavesBeforeTheNextStep) {
+  auto engine = Make();
+  Engine::RequestHandle handle = 0;
+  auto victim = Submit(*engine, Request(1, 40, 200), &handle);
+  victim->WaitForTokens(1);
+  auto blocker = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(Request(2, 4, 3), blocker).ok());
+  blocker->entered.wait();  // in the middle of a step of both
+  size_t steps = 0;
+  {
+    MutexLock lock(&observer_.mutex_);
+    steps = observer_.history.size();
+  }
+  engine->Cancel(handle);
+  blocker->release.count_down();
+  blocker->done.wait();
+  MutexLock lock(&observer_.mutex_);
+  ASSERT_GT(observer_.history.size(), steps + 1);
+  EXPECT_EQ(observer_.history[steps].sequences, 2u);
+  EXPECT_EQ(observer_.history[steps + 1].sequences, 1u);
+  const double block = 1.0 / (static_cast<double>(engine->kv_capacity_tokens()) / 32);
+  EXPECT_NEAR(observer_.history[steps].kv_usage_ratio, 9 * block, 1e-12);  // 240 and 7 tokens
+  EXPECT_NEAR(observer_.history[steps + 1].kv_usage_ratio, 1 * block, 1e-12);
 }
 
 TEST_F(EngineTest, HigherPriorityIsAdmittedFirst) {
