@@ -22,6 +22,7 @@
 #include "firesteel/v1/model_service.grpc.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "server/test_client.h"
+#include "testdata/goldens.h"
 
 namespace firesteel::server {
 namespace {
@@ -227,6 +228,43 @@ TEST_F(EndToEndTest, StreamsAStoryAndCountsIt) {
   }
 }
 
+// The held-out text as prompts: /metrics says of each layer what the reference program says.
+TEST_F(EndToEndTest, SparsityAsServedIsTheReferences) {
+  const std::string source = FIRESTEEL_SOURCE_DIR;
+  const auto expected = LoadValidStats(source + "/testdata/valid_stats.json", "spark-stories");
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  Start();
+  std::ifstream file(source + "/tools/reference/valid_ids.txt");
+  double positions = 0;
+  for (std::string line; std::getline(file, line);) {
+    v1::GenerateRequest request = Story(1);  // one token: only the prompt is computed
+    std::stringstream ids(line);
+    // The two longest fill the context of 1,024 and give up their last token for the one to
+    // generate.
+    for (uint32_t id; request.token_ids().ids_size() < 1023 && ids >> id;) {
+      request.mutable_token_ids()->add_ids(id);
+    }
+    positions += request.token_ids().ids_size();
+    ASSERT_TRUE(Stream(generation_.get(), request).status.ok());
+  }
+  const std::string scrape = server_->Scrape();
+  const auto mean = [&](const std::string& family, size_t layer) {
+    const std::string labels =
+        "{layer=\"" + std::to_string(layer) + "\",model_name=\"spark-stories\"}";
+    EXPECT_EQ(MetricValue(scrape, family + "_count" + labels), positions);
+    return MetricValue(scrape, family + "_sum" + labels).value_or(-1) / positions;
+  };
+  for (size_t layer = 0; layer < expected->ffn_active_fraction.size(); ++layer) {
+    EXPECT_NEAR(mean("firesteel_ffn_active_fraction", layer), expected->ffn_active_fraction[layer],
+                0.001)
+        << "layer " << layer;
+    EXPECT_NEAR(
+        mean("firesteel_attention_attended_positions", layer) / expected->attended_positions[layer],
+        1, 0.01)
+        << "layer " << layer;
+  }
+}
+
 TEST_F(EndToEndTest, ThirtyTwoStreamsCompleteAndAgree) {
   Start();
   const Streamed alone = Stream(generation_.get(), Story(48));
@@ -375,6 +413,8 @@ struct BadStart {
   std::vector<std::string> environment;
   std::vector<std::string> says;
 };
+
+void PrintTo(const BadStart& row, std::ostream* out) { *out << row.name; }
 
 class BadStartTest : public testing::TestWithParam<BadStart> {};
 

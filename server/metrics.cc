@@ -62,15 +62,21 @@ void HistogramBatch::Add(double value) {
   const auto bucket = std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin();
   counts_[static_cast<size_t>(bucket)] += 1;
   sum_ += value;
-  empty_ = false;
+  ++size_;
 }
 
 void HistogramBatch::Flush() {
-  if (empty_) return;
-  histogram_->ObserveMultiple(counts_, sum_);
+  if (size_ == 0) return;
+  // ObserveMultiple touches every bucket: for a single value, as in a step of one sequence, Observe
+  // is cheaper.
+  if (size_ == 1) {
+    histogram_->Observe(sum_);
+  } else {
+    histogram_->ObserveMultiple(counts_, sum_);
+  }
   std::fill(counts_.begin(), counts_.end(), 0.0);
   sum_ = 0;
-  empty_ = true;
+  size_ = 0;
 }
 
 struct ServerMetrics::Families {

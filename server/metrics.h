@@ -38,7 +38,7 @@ class HistogramBatch {
   const std::vector<double> bounds_;
   std::vector<double> counts_;  // [bounds + 1]
   double sum_ = 0;
-  bool empty_ = true;
+  size_t size_ = 0;
 };
 
 class EngineMetrics;

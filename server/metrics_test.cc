@@ -240,6 +240,9 @@ TEST(HistogramBatchTest, AgreesWithOneByOne) {
   }
   batch.Flush();
   batch.Flush();
+  one.Observe(0.3);
+  batch.Add(0.3);
+  batch.Flush();
   const auto expected = one.Collect().histogram;
   const auto actual = many.Collect().histogram;
   EXPECT_EQ(actual.sample_count, expected.sample_count);

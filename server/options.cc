@@ -349,7 +349,7 @@ const std::vector<Option>& Table() {
       Weights(),
       Choice<Compute>(
           "compute", "auto|f32|bf16",
-          "Precision of activations and products; auto follows the weights, f32 is the parity mode",
+          "Precision of activations and products; auto is f32, the parity mode",
           {{"auto", std::nullopt}, {"f32", ComputeType::kF32}, {"bf16", ComputeType::kBF16}},
           +[](O& o) -> Compute& { return o.compute; }),
       Whole<uint32_t>(

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -48,9 +49,7 @@ class ConfigFile {
  public:
   explicit ConfigFile(const std::string& text)
       : path_(std::filesystem::path(testing::TempDir()) /
-              ("options_" +
-               std::string(testing::UnitTest::GetInstance()->current_test_info()->name()) +
-               ".yaml")) {
+              ("firesteel_options_" + std::to_string(getpid()) + ".yaml")) {
     std::ofstream(path_) << text;
   }
   ~ConfigFile() { std::filesystem::remove(path_); }
@@ -217,6 +216,8 @@ struct BadCase {
   std::vector<std::string> says;
 };
 
+void PrintTo(const BadCase& row, std::ostream* out) { *out << row.name; }
+
 class BadOptionTest : public testing::TestWithParam<BadCase> {};
 
 TEST_P(BadOptionTest, IsRefusedByNameAndValue) {
@@ -280,6 +281,8 @@ struct BadFile {
   const char* text;
   std::vector<std::string> says;
 };
+
+void PrintTo(const BadFile& file, std::ostream* out) { *out << file.text; }
 
 class BadFileTest : public testing::TestWithParam<BadFile> {};
 

@@ -120,6 +120,8 @@ struct Row {
   std::vector<std::string> says;  // value and limit
 };
 
+void PrintTo(const Row& row, std::ostream* out) { *out << row.name; }
+
 class ViolationTest : public testing::TestWithParam<Row> {};
 
 TEST_P(ViolationTest, NamesFieldValueAndLimit) {

@@ -26,7 +26,8 @@ template <typename Message>
 Message Detail(const grpc::Status& status) {
   Message out;
   int found = 0;
-  for (const auto& any : DetailsOf(status).details()) {
+  const google::rpc::Status details = DetailsOf(status);
+  for (const auto& any : details.details()) {
     if (any.UnpackTo(&out)) ++found;
   }
   EXPECT_EQ(found, 1) << Message::descriptor()->full_name();
