@@ -65,7 +65,6 @@ class FakeGeneration final : public v1::GenerationService::Service {
     message.mutable_sequence()->add_token_ids(11);
     writer->Write(message);
     if (request->prompt() == "wait") {
-      waiting.Notify();
       while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
       saw_cancel.Notify();
       return grpc::Status::CANCELLED;
@@ -83,7 +82,6 @@ class FakeGeneration final : public v1::GenerationService::Service {
 
   v1::GenerateRequest last_request;
   std::string last_request_id;
-  absl::Notification waiting;
   absl::Notification saw_cancel;
 
  private:
@@ -117,6 +115,18 @@ class FakeModels final : public v1::ModelService::Service {
                              v1::GetServerInfoResponse* response) override {
     response->set_version("9.9");
     return grpc::Status::OK;
+  }
+};
+
+// Keeps what is written, and tells when the first of it was flushed.
+class ObservedOutput final : public std::stringbuf {
+ public:
+  absl::Notification flushed;
+
+ private:
+  int sync() override {
+    if (!view().empty() && !flushed.HasBeenNotified()) flushed.Notify();
+    return 0;
   }
 };
 
@@ -322,14 +332,16 @@ TEST_F(CommandsTest, NoServerIsUnavailable) {
 }
 
 TEST_F(CommandsTest, CtrlCCancelsTheCall) {
-  std::thread user([this] {
-    generation_.waiting.WaitForNotification();
+  ObservedOutput output;
+  static_cast<std::ostream&>(out_).rdbuf(&output);
+  std::thread user([&output] {
+    output.flushed.WaitForNotification();  // the client has shown something
     kill(getpid(), SIGINT);
   });
   EXPECT_EQ(Run({"generate", "wait"}), kInterrupted);
   user.join();
   generation_.saw_cancel.WaitForNotification();  // the server stops working, too
-  EXPECT_EQ(out_.str(), "Once \n");              // what came is shown and its line ended
+  EXPECT_EQ(output.str(), "Once \n");            // what came is shown and its line ended
   EXPECT_EQ(err_.str(), "interrupted: the request was cancelled\n");
 }
 
