@@ -242,10 +242,14 @@ HWY_INLINE void StorePartials(DF df, V c0, V c1, V c2, V c3, float* p) {
 // Which part of the sum over k a tile computes, where k is cut into blocks that fit the L1 cache.
 // Sums that are not complete wait in `partial` as whole vectors, so that cutting k changes no bit.
 struct TilePart {
+  // To the sums of a tile that lies `floats` further on.
+  HWY_INLINE void Advance(size_t floats) {
+    if (partial != nullptr) partial += floats;
+  }
+
   bool first = true;
   bool last = true;
-  float* partial =
-      nullptr;  // [tokens of the tile, row_stride rows, lanes]; unused if first and last
+  float* partial = nullptr;   // [tokens, rows of the panel, lanes]; null if both first and last
   size_t partial_stride = 0;  // floats from one token to the next
 };
 
@@ -254,8 +258,8 @@ struct TilePart {
 // the cache meanwhile: rows are too short for the hardware prefetcher to run ahead of them.
 template <size_t kTokens, size_t kRows, class Step, bool kAhead, typename TX, typename TW>
 HWY_NOINLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const RowPointers<TW>& w,
-                        [[maybe_unused]] const RowPointers<TW>& ahead, size_t k,
-                        const TilePart& part, float* HWY_RESTRICT y, size_t y_stride) {
+                          [[maybe_unused]] const RowPointers<TW>& ahead, size_t k,
+                          const TilePart& part, float* HWY_RESTRICT y, size_t y_stride) {
   static_assert(kTokens <= 4 && kRows <= 4);
   const DotTag df;
   using V = hn::Vec<DotTag>;

@@ -39,12 +39,12 @@ HWY_INLINE void TileRow(const TX* x, size_t x_stride, const RowFn& row, size_t n
     const bool more = kAhead && n + 2 * kTileRows <= num_rows + num_ahead;
     const auto ahead = PointersTo<kTileRows>(row, more ? n + kTileRows : n);
     DotTile<kTokens, kTileRows, Step, kAhead>(x, x_stride, w, ahead, k, part, y + n, y_stride);
-    part.partial += kTileRows * lanes;
+    part.Advance(kTileRows * lanes);
   }
   for (; n < num_rows; ++n) {
     const auto w = PointersTo<1>(row, n);
     DotTile<kTokens, 1, Step, false>(x, x_stride, w, w, k, part, y + n, y_stride);
-    part.partial += lanes;
+    part.Advance(lanes);
   }
 }
 
@@ -57,7 +57,7 @@ HWY_NOINLINE void TokenTiles(const TX* x, size_t x_stride, size_t tokens, const 
     TileRow<kTokens, Step, kAhead>(x, x_stride, row, num_rows, num_ahead, k, part, y, y_stride);
     x += kTokens * x_stride;
     y += kTokens * y_stride;
-    part.partial += kTokens * part.partial_stride;
+    part.Advance(kTokens * part.partial_stride);
     tokens -= kTokens;
   };
   if (num_ahead != 0 && tokens >= 4) tile.template operator()<4, true>();
@@ -119,7 +119,7 @@ void PromotedPanel(const TX* xk, size_t x_stride, size_t tokens, size_t rows, si
       }
       TokenTiles<PromotedStep>(static_cast<const float*>(blocks.x), kPanelDepth, count, row, rows,
                                0, depth, tile, y + t * y_stride, y_stride);
-      tile.partial += kTileTokens * tile.partial_stride;
+      tile.Advance(kTileTokens * tile.partial_stride);
     }
   }
 }
