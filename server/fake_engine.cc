@@ -185,6 +185,11 @@ void FakeEngine::WaitForCancel(RequestHandle handle) {
   mutex_.Await(absl::Condition(&cancelled));
 }
 
+size_t FakeEngine::num_admitted() {
+  absl::MutexLock lock(&mutex_);
+  return admitted_.size();
+}
+
 bool FakeEngine::empty() {
   absl::MutexLock lock(&mutex_);
   return running_.empty();

@@ -53,7 +53,9 @@ class FakeEngine final : public Engine {
   /// Waits until everything asked for so far has been handed to the sinks.
   void WaitUntilIdle();
   void WaitForCancel(RequestHandle handle);
-  /// Whether anything runs.
+  /// How many requests were admitted so far.
+  size_t num_admitted();
+  /// Whether nothing runs.
   bool empty();
   void SetMakingProgress(bool moving);
 

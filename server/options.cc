@@ -33,8 +33,7 @@ namespace {
 constexpr size_t kMaxConfigBytes = 1u << 20;
 constexpr size_t kMaxModels = 64;
 
-// --- The kinds of value
-// -------------------------------------------------------------------------------------
+// --- The kinds of value ---
 
 /// Sets an option from text; the status says only what is wrong with the value.
 using Setter = std::function<absl::Status(const std::string& value, ServerOptions& options)>;
@@ -249,8 +248,7 @@ Option Waiting(const char* name, const char* type, const char* help) {
           .get = [](const ServerOptions&) -> std::vector<std::string> { return {}; }};
 }
 
-// --- The options that no kind covers
-// ------------------------------------------------------------------------
+// --- The options that no kind covers ---
 
 bool IsModelName(const std::string& name) {
   return !name.empty() && name.size() <= 128 &&
@@ -332,8 +330,7 @@ Option SublinearHead() {
   return option;
 }
 
-// --- The table
-// ----------------------------------------------------------------------------------------------
+// --- The table ---
 
 const std::vector<Option>& Table() {
   using O = ServerOptions;
@@ -435,8 +432,7 @@ std::string EnvironmentName(const std::string& option) {
   return name;
 }
 
-// --- The three sources
-// --------------------------------------------------------------------------------------
+// --- The three sources ---
 
 /// The values of one option and where they came from, for messages.
 struct Given {
@@ -580,8 +576,7 @@ absl::StatusOr<Flags> ReadFlags(const std::vector<std::string>& arguments) {
   return flags;
 }
 
-// --- Together
-// -----------------------------------------------------------------------------------------------
+// --- Together ---
 
 absl::Status Apply(const Option& option, const Given& given, ServerOptions* options) {
   if (given.values.size() > 1 && !option.repeatable) {

@@ -35,8 +35,7 @@ void CheckTokenId(const std::string& field, uint32_t id, size_t vocab_size,
                   absl::StrCat("is ", id, "; token ids of this model are below ", vocab_size));
 }
 
-// --- The prompt
-// ---------------------------------------------------------------------------------------------
+// --- The prompt ---
 
 std::vector<int32_t> TokenizePrompt(const std::string& text, const ServedModel& model,
                                     FieldViolations* violations) {
@@ -94,8 +93,7 @@ std::vector<int32_t> TranslatePrompt(const v1::GenerateRequest& request, const S
   return prompt;
 }
 
-// --- How to draw and when to stop
-// ---------------------------------------------------------------------------
+// --- How to draw and when to stop ---
 
 void RefusePenalties(const v1::SamplingParameters& in, size_t vocab_size,
                      FieldViolations* violations) {
@@ -222,8 +220,7 @@ google::protobuf::Duration ToProto(absl::Duration duration) {
   return out;
 }
 
-// --- The description of a model
-// -----------------------------------------------------------------------------
+// --- The description of a model ---
 
 v1::ModelShape DescribeShape(const ModelConfig& config) {
   v1::ModelShape shape;

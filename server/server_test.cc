@@ -155,8 +155,7 @@ std::string FirstValue(const std::multimap<grpc::string_ref, grpc::string_ref>& 
   return entry == metadata.end() ? "" : std::string(entry->second.data(), entry->second.size());
 }
 
-// --- Generate
-// -----------------------------------------------------------------------------------------------
+// --- Generate ---
 
 TEST_F(ServerTest, GenerateAnswersWithEverything) {
   alpha_->AnswerAll(3);
@@ -221,8 +220,7 @@ TEST_F(ServerTest, StopMatchComesOut) {
   EXPECT_EQ(response.sequences(0).stop_match(), "END");
 }
 
-// --- Metadata
-// -----------------------------------------------------------------------------------------------
+// --- Metadata ---
 
 TEST_F(ServerTest, RequestIdIsEchoedInBothMetadata) {
   alpha_->AnswerAll(1);
@@ -266,8 +264,7 @@ TEST_F(ServerTest, InitialMetadataComesWithAdmissionAndNotWithRefusal) {
   EXPECT_TRUE(ReadAll(reader.get()).status.ok());
 }
 
-// --- GenerateStream
-// -----------------------------------------------------------------------------------------
+// --- GenerateStream ---
 
 TEST_F(ServerTest, StreamSendsDeltasThenTheSummary) {
   grpc::ClientContext context;
@@ -367,25 +364,20 @@ TEST_F(ServerTest, VanishedClientLeavesTheBatch) {
   alpha_->WaitForCancel(handle);
 }
 
+// A short deadline may pass on a busy machine before the request is admitted: then a longer one is
+// tried.
 TEST_F(ServerTest, DeadlineReachesTheEngineAndEndsTheCall) {
-  grpc::ClientContext context;
   const absl::Time before = absl::Now();
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
-  const auto reader = generation_->GenerateStream(&context, Request());
-  const auto handle = alpha_->WaitForRequest(0);
-  EXPECT_EQ(ReadAll(reader.get()).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  const absl::Time deadline = alpha_->request(handle).deadline;
+  for (auto time = std::chrono::milliseconds(100); alpha_->num_admitted() == 0; time *= 2) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + time);
+    v1::GenerateResponse response;
+    EXPECT_EQ(generation_->Generate(&context, Request(), &response).error_code(),
+              grpc::StatusCode::DEADLINE_EXCEEDED);
+  }
+  const absl::Time deadline = alpha_->request(alpha_->WaitForRequest(0)).deadline;
   EXPECT_GT(deadline, before);
-  EXPECT_LT(deadline, before + absl::Seconds(60));
-  server_.reset();  // waits for the engine
-}
-
-TEST_F(ServerTest, DeadlineCountsAsDeadline) {
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
-  v1::GenerateResponse response;
-  EXPECT_EQ(generation_->Generate(&context, Request(), &response).error_code(),
-            grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_LT(deadline, absl::Now() + absl::Seconds(1)) << "it has passed";
   // The server learns of it by its own clock.
   while (
       Metric("firesteel_requests_total{finish_reason=\"deadline_exceeded\",model_name=\"alpha\"}") <
@@ -427,8 +419,7 @@ TEST_F(ServerTest, ManyStreamsAtOnce) {
   }
 }
 
-// --- Refusals
-// -----------------------------------------------------------------------------------------------
+// --- Refusals ---
 
 TEST_F(ServerTest, ViolationsReachTheClient) {
   v1::GenerateRequest request = Request();
@@ -493,8 +484,7 @@ TEST_F(ServerTest, WaitingMethodsAreUnimplementedByName) {
   expect(generation_->Score(&c3, {}, &scored), "Score");
 }
 
-// --- ModelService
-// -------------------------------------------------------------------------------------------
+// --- ModelService ---
 
 TEST_F(ServerTest, ModelsAreListedAndDescribed) {
   grpc::ClientContext list_context;
@@ -549,8 +539,7 @@ TEST_F(ServerTest, ServerTellsWhatItIs) {
   EXPECT_THAT(info.models(), ElementsAre("alpha", "beta"));
 }
 
-// --- Health
-// -------------------------------------------------------------------------------------------------
+// --- Health ---
 
 TEST_F(ServerTest, HealthKnowsServicesAndModels) {
   for (const char* name :
@@ -591,8 +580,7 @@ TEST_F(ServerTest, WatchdogLooksByItself) {
   context.TryCancel();
 }
 
-// --- Drain
-// --------------------------------------------------------------------------------------------------
+// --- Drain ---
 
 TEST_F(ServerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   grpc::ClientContext watch_context;
@@ -647,8 +635,7 @@ TEST_F(ServerTest, DrainCancelsAtItsDeadline) {
   EXPECT_EQ(all.messages[0].sequence().finish_reason(), v1::FINISH_REASON_CANCELLED);
 }
 
-// --- Around the services
-// ------------------------------------------------------------------------------------
+// --- Around the services ---
 
 TEST_F(ServerTest, CallsAreCountedByMethodAndCode) {
   alpha_->AnswerAll(1);
