@@ -456,7 +456,7 @@ INSTANTIATE_TEST_SUITE_P(
                  {"--model", ModelPath(), "--kv-cache-bytes", "1"},
                  {},
                  {"kv-cache-bytes"}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& row) { return row.param.name; });
 
 }  // namespace
 }  // namespace firesteel::server

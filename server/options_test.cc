@@ -269,7 +269,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16"}},
         BadCase{"NoConfigFile", {"--config", "/no/such.yaml"}, {"--config", "/no/such.yaml"}},
         BadCase{"ConfigIsFolder", {"--config", "/"}, {"--config /", "read"}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& row) { return row.param.name; });
 
 TEST(OptionsTest, BadEnvironmentNamesTheVariable) {
   EXPECT_THAT(ParseError({"--model", "/m"}, {{"FIRESTEEL_LOG_FORMAT", "xml"}}),
@@ -306,7 +306,7 @@ INSTANTIATE_TEST_SUITE_P(
                     BadFile{"NoYaml", "a: [1, \n  {", {"YAML"}},
                     BadFile{"Nested", "model: [[a]]\n", {"model"}},
                     BadFile{"Waiting", "tls-cert: c.pem\n", {"tls-cert", "not available"}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& row) { return row.param.name; });
 
 }  // namespace
 }  // namespace firesteel::server

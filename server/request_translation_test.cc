@@ -35,7 +35,7 @@ google::rpc::BadRequest BadRequestOf(const absl::Status& status) {
   google::rpc::BadRequest bad;
   const auto payload = status.GetPayload("type.googleapis.com/google.rpc.BadRequest");
   EXPECT_TRUE(payload.has_value());
-  if (payload.has_value()) EXPECT_TRUE(bad.ParseFromString(std::string(*payload)));
+  EXPECT_TRUE(bad.ParseFromString(std::string(payload.value_or(absl::Cord()))));
   return bad;
 }
 
@@ -298,7 +298,7 @@ INSTANTIATE_TEST_SUITE_P(
             [](R& r) { r.set_cache_salt(std::string(257, 'x')); },
             "cache_salt",
             {"257", "256"}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& row) { return row.param.name; });
 
 TEST(TranslateRequestTest, AllWrongFieldsAreNamedAtOnce) {
   const ServedModel model = MakeModel();
