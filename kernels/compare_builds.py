@@ -52,9 +52,9 @@ def main():
 
     times = {name: {} for name, _ in builds}
     last = {}
-    for _ in range(arguments.rounds):
+    for turn in range(arguments.rounds):
         for topic in TOPICS:
-            for name, path in builds:
+            for name, path in builds if turn % 2 == 0 else builds[::-1]:
                 program = os.path.join(path, "bin", f"kernels_{topic}_bench")
                 for benchmark, (nanoseconds, bench) in run(program, arguments.filter).items():
                     times[name].setdefault(benchmark, []).append(nanoseconds)

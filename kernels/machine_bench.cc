@@ -22,8 +22,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 double MultiplyAdds(size_t steps, float* out) {
   const hn::ScalableTag<float> d;
   const auto a = hn::Set(d, out[0]), b = hn::Set(d, out[1]);
-  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, s8 = s0,
-       s9 = s0, s10 = s0, s11 = s0;
+  // Each starts elsewhere, or the compiler would see that they are one and the same.
+  const auto start = [&](int i) HWY_ATTR { return hn::Set(d, out[2] + static_cast<float>(i)); };
+  auto s0 = start(0), s1 = start(1), s2 = start(2), s3 = start(3), s4 = start(4), s5 = start(5),
+       s6 = start(6), s7 = start(7), s8 = start(8), s9 = start(9), s10 = start(10), s11 = start(11);
   for (size_t i = 0; i < steps; ++i) {
     s0 = hn::MulAdd(a, s0, b);
     s1 = hn::MulAdd(a, s1, b);
