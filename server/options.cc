@@ -177,7 +177,7 @@ Option Action(const char* name, const char* help, Accessor<bool> field) {
 // One of some names.
 template <typename Value>
 Option Choice(const char* name, const char* type, const char* help,
-              std::vector<std::pair<std::string, Value>> choices, Accessor<Value> field) {
+              const std::vector<std::pair<std::string, Value>>& choices, Accessor<Value> field) {
   return {.name = name,
           .type = type,
           .help = help,
