@@ -2,8 +2,8 @@
 #
 #   docker build -t firesteel . && docker run --rm -p 50051:50051 -p 9464:9464 firesteel
 #
-# What is verified: the set-up, build and library-list steps below, run by hand in a bare Debian 13
-# root. The file as a whole has not been through a container engine yet.
+# What is verified: the set-up step below, run by hand in a bare Debian 13 root. The build and the
+# library list have not been seen through there, nor has the file been through a container engine.
 
 FROM debian:trixie-slim AS build
 WORKDIR /src
