@@ -8,26 +8,25 @@ DeliveryThread::DeliveryThread() : thread_([this] { Main(); }) {}
 
 DeliveryThread::~DeliveryThread() {
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     stopping_ = true;
+    changed_.NotifyAll();
   }
   thread_.join();
 }
 
 void DeliveryThread::Schedule(std::shared_ptr<Deliverable> item) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   queue_.push_back(std::move(item));
+  changed_.NotifyAll();
 }
 
 void DeliveryThread::Main() {
   std::vector<std::shared_ptr<Deliverable>> batch;
-  const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return stopping_ || !queue_.empty();
-  };
   while (true) {
     {
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(&ready));
+      MutexLock lock(&mutex_);
+      while (!stopping_ && queue_.empty()) changed_.Wait(&mutex_);
       if (queue_.empty()) return;
       batch.swap(queue_);
     }

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel::server {
 
@@ -36,7 +36,8 @@ class DeliveryThread {
  private:
   void Main() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  absl::Mutex mutex_;
+  Mutex mutex_;
+  CondVar changed_;
   std::vector<std::shared_ptr<Deliverable>> queue_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: it uses the others

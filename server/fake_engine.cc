@@ -67,8 +67,9 @@ FakeEngine::FakeEngine(EngineObserver* observer, ModelConfig config) : observer_
 FakeEngine::~FakeEngine() {
   FinishDrain(absl::InfinitePast());
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     stopping_ = true;
+    changed_.NotifyAll();
   }
   thread_.join();
 }
@@ -93,14 +94,14 @@ void FakeEngine::Main() {
   while (true) {
     std::deque<Action> actions;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       busy_ = false;
-      const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return stopping_ || !actions_.empty();
-      };
+      changed_.NotifyAll();
       // A request that came meanwhile may have an earlier deadline: Submit posts an action, so this
       // wakes up.
-      mutex_.AwaitWithDeadline(absl::Condition(&ready), NextDeadline());
+      while (!stopping_ && actions_.empty()) {
+        if (!changed_.WaitUntil(&mutex_, NextDeadline())) break;
+      }
       PostExpired();
       if (stopping_ && actions_.empty()) return;
       busy_ = true;
@@ -111,18 +112,20 @@ void FakeEngine::Main() {
 }
 
 void FakeEngine::Post(Action action) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   actions_.push_back(std::move(action));
+  changed_.NotifyAll();
 }
 
 void FakeEngine::End(RequestHandle handle, GenerationResult result) {
   std::shared_ptr<GenerationSink> sink;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     const auto entry = running_.find(handle);
     if (entry == running_.end()) return;
     sink = std::move(entry->second.sink);
     running_.erase(entry);
+    changed_.NotifyAll();
   }
   if (observer_ != nullptr) observer_->OnFinish({result.reason, result.usage, result.timings});
   sink->OnFinish(std::move(result));
@@ -131,25 +134,23 @@ void FakeEngine::End(RequestHandle handle, GenerationResult result) {
 // --- The script ---
 
 void FakeEngine::RefuseNext(absl::Status status, std::optional<RejectionReason> reason) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   refusal_.emplace(std::move(status), reason);
 }
 
 void FakeEngine::AnswerAll(uint32_t tokens) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   answer_tokens_ = tokens;
 }
 
 Engine::RequestHandle FakeEngine::WaitForRequest(size_t index) {
-  absl::MutexLock lock(&mutex_);
-  const auto there = [&]()
-                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return admitted_.size() > index; };
-  mutex_.Await(absl::Condition(&there));
+  MutexLock lock(&mutex_);
+  while (admitted_.size() <= index) changed_.Wait(&mutex_);
   return admitted_[index];
 }
 
 GenerationRequest FakeEngine::request(RequestHandle handle) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return requests_.at(handle);
 }
 
@@ -157,7 +158,7 @@ void FakeEngine::Emit(RequestHandle handle, std::string text, std::vector<int32_
   Post([this, handle, delta = TokenDelta{std::move(text), std::move(token_ids)}] {
     std::shared_ptr<GenerationSink> sink;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       const auto entry = running_.find(handle);
       if (entry != running_.end()) sink = entry->second.sink;
     }
@@ -170,33 +171,29 @@ void FakeEngine::Finish(RequestHandle handle, GenerationResult result) {
 }
 
 void FakeEngine::WaitUntilIdle() {
-  absl::MutexLock lock(&mutex_);
-  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return actions_.empty() && !busy_;
-  };
-  mutex_.Await(absl::Condition(&idle));
+  MutexLock lock(&mutex_);
+  while (!actions_.empty() || busy_) changed_.Wait(&mutex_);
 }
 
 void FakeEngine::WaitForCancel(RequestHandle handle) {
-  absl::MutexLock lock(&mutex_);
-  const auto cancelled = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return std::find(cancelled_.begin(), cancelled_.end(), handle) != cancelled_.end();
-  };
-  mutex_.Await(absl::Condition(&cancelled));
+  MutexLock lock(&mutex_);
+  while (std::find(cancelled_.begin(), cancelled_.end(), handle) == cancelled_.end()) {
+    changed_.Wait(&mutex_);
+  }
 }
 
 size_t FakeEngine::num_admitted() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return admitted_.size();
 }
 
 bool FakeEngine::empty() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return running_.empty();
 }
 
 void FakeEngine::SetMakingProgress(bool moving) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   moving_ = moving;
 }
 
@@ -207,7 +204,7 @@ absl::StatusOr<Engine::RequestHandle> FakeEngine::Submit(GenerationRequest reque
   RequestHandle handle = 0;
   uint32_t tokens = 0;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (draining_) {
       if (observer_ != nullptr) observer_->OnRejected(RejectionReason::kDraining);
       return absl::UnavailableError("the model is draining");
@@ -223,6 +220,7 @@ absl::StatusOr<Engine::RequestHandle> FakeEngine::Submit(GenerationRequest reque
     running_.emplace(handle, Running{std::move(request), std::move(sink)});
     admitted_.push_back(handle);
     actions_.push_back([] {});  // wakes the thread, for the deadline
+    changed_.NotifyAll();
   }
   for (uint32_t i = 0; i < tokens; ++i) {
     Emit(handle, absl::StrCat("t", i, " "), {static_cast<int32_t>(i)});
@@ -233,39 +231,41 @@ absl::StatusOr<Engine::RequestHandle> FakeEngine::Submit(GenerationRequest reque
 
 void FakeEngine::Cancel(RequestHandle handle) {
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     cancelled_.push_back(handle);
+    changed_.NotifyAll();
   }
   Finish(handle, FakeResult(FinishReason::kCancelled));
 }
 
 void FakeEngine::BeginDrain() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   draining_ = true;
 }
 
 bool FakeEngine::FinishDrain(absl::Time deadline) {
   std::vector<RequestHandle> left;
-  const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_.empty(); };
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     draining_ = true;
-    if (mutex_.AwaitWithDeadline(absl::Condition(&none), deadline)) return true;
+    while (!running_.empty() && changed_.WaitUntil(&mutex_, deadline)) {
+    }
+    if (running_.empty()) return true;
     for (const auto& [handle, running] : running_) left.push_back(handle);
   }
   for (const RequestHandle handle : left) Finish(handle, FakeResult(FinishReason::kCancelled));
-  absl::MutexLock lock(&mutex_);
-  mutex_.Await(absl::Condition(&none));
+  MutexLock lock(&mutex_);
+  while (!running_.empty()) changed_.Wait(&mutex_);
   return false;
 }
 
 bool FakeEngine::MakingProgress(absl::Duration) const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return moving_;
 }
 
 EngineGauges FakeEngine::gauges() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return {.requests_running = static_cast<uint32_t>(running_.size()),
           .requests_waiting = 0,
           .kv_usage_ratio = 0};

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "runtime/scheduler/engine.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel::server {
 
@@ -91,7 +91,8 @@ class FakeEngine final : public Engine {
   const FakeTokenizer tokenizer_;
   const EngineOptions options_;
 
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
+  CondVar changed_;  // for everything below
   std::deque<Action> actions_ ABSL_GUARDED_BY(mutex_);
   std::map<RequestHandle, Running> running_ ABSL_GUARDED_BY(mutex_);
   std::vector<RequestHandle> admitted_ ABSL_GUARDED_BY(mutex_);

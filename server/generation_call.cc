@@ -60,7 +60,7 @@ absl::Status GenerationCall::Admit(const v1::GenerateRequest& request) try {
 
   const auto handle = model_->engine->Submit(*std::move(translated), shared_from_this());
   if (!handle.ok()) return handle.status();
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   handle_ = *handle;
   return absl::OkStatus();
 } catch (const std::exception& e) {
@@ -76,7 +76,7 @@ void GenerationCall::ScheduleIfWanted() {
 }
 
 void GenerationCall::OnDelta(TokenDelta delta) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (abandoned_) return;
   pending_.text += delta.text;
   if (return_token_ids_) {
@@ -87,7 +87,7 @@ void GenerationCall::OnDelta(TokenDelta delta) {
 }
 
 void GenerationCall::OnFinish(GenerationResult result) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   result_ = result;
   pending_.result = std::move(result);
   ScheduleIfWanted();
@@ -96,7 +96,7 @@ void GenerationCall::OnFinish(GenerationResult result) {
 void GenerationCall::Abandon() {
   std::optional<Engine::RequestHandle> handle;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     abandoned_ = true;
     pending_.text.clear();
     pending_.token_ids.clear();
@@ -117,7 +117,7 @@ absl::Status GenerationCall::StatusOf(const GenerationResult& result) const {
       return absl::DeadlineExceededError(
           absl::StrCat("the deadline passed after ", result.usage.generated_tokens, " tokens"));
     case FinishReason::kCancelled: {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       if (abandoned_) return absl::CancelledError("the client cancelled");
       return absl::UnavailableError("the server is shutting down");
     }
@@ -129,7 +129,7 @@ absl::Status GenerationCall::StatusOf(const GenerationResult& result) const {
 
 grpc::Status GenerationCall::PrepareFinish(const absl::Status& status) {
   context_->AddTrailingMetadata(kRequestIdKey, metadata_.request_id);
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   final_status_ = status;
   return ToGrpcStatus(status);
 }
@@ -146,7 +146,7 @@ void GenerationCall::WriteLogLine() const {
   LogFields fields = {{"method", method_}, {"request_id", metadata_.request_id}};
   if (!metadata_.traceparent.empty()) fields["traceparent"] = metadata_.traceparent;
   fields["model"] = model_ == nullptr ? "" : model_->name;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   fields["status"] = absl::StatusCodeToString(final_status_.code());
   if (!final_status_.ok()) fields["error"] = std::string(final_status_.message());
   if (result_.has_value()) {
@@ -180,7 +180,7 @@ class UnaryCall final : public GenerationCall, public grpc::ServerUnaryReactor {
   void Deliver() override {
     Output output;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       scheduled_ = false;
       if (finished_ || !pending_.result.has_value()) return;
       finished_ = true;
@@ -237,7 +237,7 @@ class StreamCall final : public GenerationCall,
   void OnWriteDone(bool ok) override {
     if (!ok) Abandon();
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       writing_ = false;
     }
     Pump();
@@ -250,7 +250,7 @@ class StreamCall final : public GenerationCall,
 
   void Deliver() override {
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       scheduled_ = false;
     }
     Pump();
@@ -266,7 +266,7 @@ class StreamCall final : public GenerationCall,
     Output output;
     bool abandoned = false;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       const bool last = pending_.result.has_value();
       abandoned = abandoned_;
       const bool something = last || (!abandoned && HasOutput());

@@ -19,9 +19,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "firesteel/v1/generation_service.pb.h"
 #include "runtime/scheduler/engine.h"
+#include "runtime/threading/mutex.h"
 #include "server/call_metadata.h"
 #include "server/delivery_thread.h"
 #include "server/live_calls.h"
@@ -96,7 +96,7 @@ class GenerationCall : public GenerationSink,
   const ServedModel* model_ = nullptr;
   bool return_token_ids_ = false;
 
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   Output pending_ ABSL_GUARDED_BY(mutex_);
   bool scheduled_ ABSL_GUARDED_BY(mutex_) = false;
   bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;  // nobody reads any more

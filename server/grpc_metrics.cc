@@ -7,6 +7,9 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "runtime/threading/mutex.h"
+
 namespace firesteel::server {
 namespace {
 
@@ -51,7 +54,7 @@ class GrpcMetrics::Method {
   };
 
   Series ForCode(size_t code) ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     Series& series = by_code_[code];
     if (series.handled == nullptr) {
       prometheus::Labels labels = labels_;
@@ -65,7 +68,7 @@ class GrpcMetrics::Method {
   GrpcMetrics* const metrics_;
   const prometheus::Labels labels_;
   prometheus::Counter& started_;
-  absl::Mutex mutex_;
+  Mutex mutex_;
   std::array<Series, kNumCodes> by_code_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/time/clock.h"
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
 #include "server/logging.h"
@@ -17,8 +18,9 @@ HealthMonitor::HealthMonitor(grpc::HealthCheckServiceInterface* service,
 
 HealthMonitor::~HealthMonitor() {
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     stopping_ = true;
+    stop_.NotifyAll();
   }
   thread_.join();
 }
@@ -34,7 +36,7 @@ void HealthMonitor::Set(const std::string& name, bool serving) {
 }
 
 void HealthMonitor::Check() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (withdrawn_) return;
   bool all = true;
   for (const auto& model : models_->models()) {
@@ -48,7 +50,7 @@ void HealthMonitor::Check() {
 }
 
 void HealthMonitor::Withdraw() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   withdrawn_ = true;
   service_->Shutdown();
 }
@@ -57,8 +59,11 @@ void HealthMonitor::Main() {
   const absl::Duration period = std::clamp(stall_ / 4, absl::Milliseconds(25), absl::Seconds(1));
   while (true) {
     {
-      absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), period)) return;
+      MutexLock lock(&mutex_);
+      const absl::Time next = absl::Now() + period;
+      while (!stopping_ && stop_.WaitUntil(&mutex_, next)) {
+      }
+      if (stopping_) return;
     }
     Check();
   }

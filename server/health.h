@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "runtime/threading/mutex.h"
 #include "server/model_registry.h"
 
 namespace firesteel::server {
@@ -43,7 +43,8 @@ class HealthMonitor {
   const ModelRegistry* const models_;
   const absl::Duration stall_;
 
-  absl::Mutex mutex_;
+  Mutex mutex_;
+  CondVar stop_;
   std::map<std::string, bool> statuses_ ABSL_GUARDED_BY(mutex_);  // as last set
   bool withdrawn_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -6,8 +6,8 @@
 #include <cstddef>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel::server {
 
@@ -15,22 +15,25 @@ namespace firesteel::server {
 class LiveCalls {
  public:
   void Enter() ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     ++count_;
   }
   void Leave() ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    --count_;
+    MutexLock lock(&mutex_);
+    if (--count_ == 0) none_.NotifyAll();
   }
   /// False where the deadline passed first.
   bool WaitForNone(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return count_ == 0; };
-    return mutex_.AwaitWithDeadline(absl::Condition(&none), deadline);
+    MutexLock lock(&mutex_);
+    while (count_ != 0) {
+      if (!none_.WaitUntil(&mutex_, deadline)) return count_ == 0;
+    }
+    return true;
   }
 
  private:
-  absl::Mutex mutex_;
+  Mutex mutex_;
+  CondVar none_;
   size_t count_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

@@ -15,9 +15,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "kernels/simd_target.h"
+#include "runtime/threading/mutex.h"
 #include "server/logging.h"
 #include "server/model_loader.h"
 #include "server/options.h"
@@ -49,7 +49,7 @@ class Signals {
 
   ~Signals() {
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       stopping_ = true;
     }
     pthread_kill(thread_.native_handle(), SIGTERM);
@@ -58,15 +58,14 @@ class Signals {
 
   /// From now on the first signal is an orderly stop; before, any signal ends the process.
   void Serving() {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     serving_ = true;
   }
 
   /// Waits for the first signal.
   int Wait() {
-    absl::MutexLock lock(&mutex_);
-    const auto received = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return first_ != 0; };
-    mutex_.Await(absl::Condition(&received));
+    MutexLock lock(&mutex_);
+    while (first_ == 0) received_.Wait(&mutex_);
     return first_;
   }
 
@@ -75,16 +74,18 @@ class Signals {
     while (true) {
       int number = 0;
       if (sigwait(&set_, &number) != 0) continue;
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       if (stopping_) return;
       // Nothing runs yet, or whoever asks twice means now.
       if (!serving_ || (first_ != 0 && number == SIGINT)) std::_Exit(128 + number);
       if (first_ == 0) first_ = number;
+      received_.NotifyAll();
     }
   }
 
   sigset_t set_;
-  absl::Mutex mutex_;
+  Mutex mutex_;
+  CondVar received_;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   int first_ ABSL_GUARDED_BY(mutex_) = 0;
