@@ -49,6 +49,12 @@ HWY_INLINE hn::Vec<DF> LoadF32(DF df, const BF16* p) {
   const hn::Rebind<hwy::bfloat16_t, DF> dbf;
   return hn::PromoteTo(df, hn::LoadU(dbf, reinterpret_cast<const hwy::bfloat16_t*>(p)));
 }
+template <class DF>
+HWY_INLINE hn::Vec<DF> LoadF32(DF df, const int8_t* p) {
+  const hn::Rebind<int8_t, DF> d8;
+  const hn::RebindToSigned<DF> di;
+  return hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, p)));
+}
 
 // The first n < Lanes(df) elements, zeros behind them; reads nothing past them.
 template <class DF>
@@ -59,6 +65,12 @@ template <class DF>
 HWY_INLINE hn::Vec<DF> LoadF32N(DF df, const BF16* p, size_t n) {
   const hn::Rebind<hwy::bfloat16_t, DF> dbf;
   return hn::PromoteTo(df, hn::LoadN(dbf, reinterpret_cast<const hwy::bfloat16_t*>(p), n));
+}
+template <class DF>
+HWY_INLINE hn::Vec<DF> LoadF32N(DF df, const int8_t* p, size_t n) {
+  const hn::Rebind<int8_t, DF> d8;
+  const hn::RebindToSigned<DF> di;
+  return hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadN(d8, p, n)));
 }
 
 // One step of a dot product: elements promoted exactly to f32.

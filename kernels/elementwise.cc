@@ -48,6 +48,11 @@ void RmsNormAddImpl(const float* x, const float* weight, float eps, size_t n, fl
   }
 }
 
+void AddImpl(const float* x, size_t n, float* inout) {
+  Map2(hn::ScalableTag<float>(), x, inout, n, inout,
+       [](auto a, auto b) HWY_ATTR { return hn::Add(b, a); });
+}
+
 void RopeImpl(const float* cosines, const float* sines, size_t dim, float* x) {
   const hn::ScalableTag<float> d;
   const size_t lanes = hn::Lanes(d);
@@ -93,6 +98,7 @@ namespace firesteel::kernels {
 
 HWY_EXPORT(RmsNormImpl);
 HWY_EXPORT(RmsNormAddImpl);
+HWY_EXPORT(AddImpl);
 HWY_EXPORT(RopeImpl);
 HWY_EXPORT(GeluMulImpl);
 HWY_EXPORT(ScaleSoftCapImpl);
@@ -106,6 +112,8 @@ void RmsNorm(const float* x, const float* weight, float eps, size_t n, float* ou
 void RmsNormAdd(const float* x, const float* weight, float eps, size_t n, float* inout) {
   HWY_DYNAMIC_DISPATCH(RmsNormAddImpl)(x, weight, eps, n, inout);
 }
+
+void Add(const float* x, size_t n, float* inout) { HWY_DYNAMIC_DISPATCH(AddImpl)(x, n, inout); }
 
 void Rope(const float* cosines, const float* sines, size_t dim, float* x) {
   HWY_DASSERT(dim % 2 == 0);

@@ -16,6 +16,9 @@ void RmsNorm(const float* x, const float* weight, float eps, size_t n, float* ou
 /// inout[i] += RmsNorm(x)[i]: the residual connection behind a sandwich norm.
 void RmsNormAdd(const float* x, const float* weight, float eps, size_t n, float* inout);
 
+/// inout[i] += x[i].
+void Add(const float* x, size_t n, float* inout);
+
 /// Rotates the pairs (x[i], x[i + dim/2]) by the angles whose cosines and sines are given, [dim/2]
 /// each.
 void Rope(const float* cosines, const float* sines, size_t dim, float* x);

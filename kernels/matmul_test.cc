@@ -35,7 +35,7 @@ class Matrix {
   const TypedView& view() const { return view_; }
   TypedView Rows(size_t begin, size_t count) const {
     TypedView part = view_;
-    part.data = static_cast<const char*>(view_.data) + begin * view_.stride * SizeOf(view_.dtype);
+    part.data = static_cast<const char*>(view_.data) + BytesOf(view_.dtype, begin * view_.stride);
     part.rows = count;
     return part;
   }

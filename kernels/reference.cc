@@ -34,8 +34,23 @@ void SoftmaxInPlace(std::vector<double>& x) {
 }  // namespace
 
 double At(const TypedView& view, size_t row, size_t col) {
-  return view.dtype == DType::kF32 ? static_cast<double>(view.Row<float>(row)[col])
-                                   : static_cast<double>(ToF32(view.Row<BF16>(row)[col]));
+  switch (view.dtype) {
+    case DType::kF32:
+      return static_cast<double>(view.Row<float>(row)[col]);
+    case DType::kBF16:
+      return static_cast<double>(ToF32(view.Row<BF16>(row)[col]));
+    case DType::kI8:
+      return static_cast<double>(view.row_scales[row]) *
+             static_cast<double>(view.Row<int8_t>(row)[col]);
+    case DType::kI4: {
+      // Groups of 128 elements in 64 bytes: the first 64 in the lower halves, the rest above.
+      const size_t i = col % 128;
+      const uint8_t byte = view.RowBytes(row)[col / 128 * 64 + i % 64];
+      const double scale = static_cast<double>(ToF32(view.BlockScales(row)[col / 64]));
+      return scale * (i < 64 ? byte % 16 - 8 : byte / 16 - 8);
+    }
+  }
+  return 0.0;
 }
 
 std::vector<double> RmsNorm(std::span<const float> x, std::span<const float> weight, double eps) {

@@ -1,5 +1,7 @@
 #include "kernels/sparse_ffn.h"
 
+#include <cstring>
+
 // clang-format off
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/sparse_ffn.cc"
@@ -33,21 +35,75 @@ void MaskedMatVecImpl(const TypedView& x, const TypedView& w, const uint32_t* ac
   }
 }
 
-template <typename TW>
-void SparseVecMatTyped(const float* coefficients, const uint32_t* active, size_t num_active,
-                       const TypedView& w, size_t col_begin, size_t col_end, float* y) {
-  WeightedRows(
-      hn::ScalableTag<float>(), coefficients, num_active,
-      [&](size_t j) { return w.Row<TW>(active[j]) + col_begin; }, col_end - col_begin,
-      y + col_begin);
+template <typename TW, class CoefficientFn>
+void AddRowsTyped(const CoefficientFn& coefficient, const uint32_t* active, size_t num_active,
+                  const TypedView& w, float* y) {
+  AddWeightedRows(
+      hn::ScalableTag<float>(), coefficient, num_active,
+      [&](size_t j) { return w.Row<TW>(active[j]); }, w.cols, y);
 }
 
-void SparseVecMatImpl(const float* coefficients, const uint32_t* active, size_t num_active,
-                      const TypedView& w, size_t col_begin, size_t col_end, float* y) {
-  if (w.dtype == DType::kBF16) {
-    SparseVecMatTyped<BF16>(coefficients, active, num_active, w, col_begin, col_end, y);
-  } else {
-    SparseVecMatTyped<float>(coefficients, active, num_active, w, col_begin, col_end, y);
+// One group of columns of a 4-bit row times c: to y[0 … kI4Group / 2) from the lower halves of the
+// bytes, to the rest from the upper ones.
+HWY_INLINE void AddNibbleGroup(float c, const uint8_t* HWY_RESTRICT bytes, const BF16* scales,
+                               float* HWY_RESTRICT y) {
+  const hn::CappedTag<float, 16> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const hn::Rebind<uint8_t, decltype(df)> du8;
+  constexpr size_t kHalf = kI4Group / 2;
+  const size_t lanes = hn::Lanes(df);
+  const auto c0 = hn::Set(df, c * ToF32(scales[0]));
+  const auto c1 = hn::Set(df, c * ToF32(scales[1]));
+  const auto eight = hn::Set(di, 8);
+  for (size_t i = 0; i < kHalf; i += lanes) {
+    const auto pairs = hn::PromoteTo(di, hn::LoadU(du8, bytes + i));
+    const auto lower = hn::ConvertTo(df, hn::Sub(hn::And(pairs, hn::Set(di, 15)), eight));
+    const auto upper = hn::ConvertTo(df, hn::Sub(hn::ShiftRight<4>(pairs), eight));
+    hn::StoreU(hn::MulAdd(c0, lower, hn::LoadU(df, y + i)), df, y + i);
+    hn::StoreU(hn::MulAdd(c1, upper, hn::LoadU(df, y + kHalf + i)), df, y + kHalf + i);
+  }
+}
+
+void AddNibbleRows(const float* coefficients, const uint32_t* active, size_t num_active,
+                   const TypedView& w, float* y) {
+  // Far enough ahead to cover the latency of memory; a row is a few lines.
+  constexpr size_t kAhead = 8;
+  const size_t row_bytes = BytesOf(DType::kI4, w.stride);
+  HWY_ALIGN float ragged[kI4Group];
+  for (size_t j = 0; j < num_active; ++j) {
+    const uint8_t* const row = w.RowBytes(active[j]);
+    const BF16* const scales = w.BlockScales(active[j]);
+    if (j + kAhead < num_active) {
+      const uint8_t* const next = w.RowBytes(active[j + kAhead]);
+      for (size_t i = 0; i < row_bytes; i += kAlignment) hwy::Prefetch(next + i);
+    }
+    for (size_t first = 0; first < w.cols; first += kI4Group) {
+      const uint8_t* const bytes = row + first / 2;
+      const BF16* const pair = scales + first / kI4Block;
+      if (const size_t n = w.cols - first; n >= kI4Group) {
+        AddNibbleGroup(coefficients[j], bytes, pair, y + first);
+      } else {
+        std::memcpy(ragged, y + first, n * sizeof(float));
+        AddNibbleGroup(coefficients[j], bytes, pair, ragged);
+        std::memcpy(y + first, ragged, n * sizeof(float));
+      }
+    }
+  }
+}
+
+void AddSparseVecMatImpl(const float* coefficients, const uint32_t* active, size_t num_active,
+                         const TypedView& w, float* y) {
+  const auto plain = [&](size_t j) { return coefficients[j]; };
+  const auto scaled = [&](size_t j) { return coefficients[j] * w.row_scales[active[j]]; };
+  switch (w.dtype) {
+    case DType::kF32:
+      return AddRowsTyped<float>(plain, active, num_active, w, y);
+    case DType::kBF16:
+      return AddRowsTyped<BF16>(plain, active, num_active, w, y);
+    case DType::kI8:
+      return AddRowsTyped<int8_t>(scaled, active, num_active, w, y);
+    case DType::kI4:
+      return AddNibbleRows(coefficients, active, num_active, w, y);
   }
 }
 
@@ -59,7 +115,7 @@ HWY_AFTER_NAMESPACE();
 namespace firesteel::kernels {
 
 HWY_EXPORT(MaskedMatVecImpl);
-HWY_EXPORT(SparseVecMatImpl);
+HWY_EXPORT(AddSparseVecMatImpl);
 
 void MaskedMatVec(const TypedView& x, const TypedView& w, const uint32_t* active, size_t begin,
                   size_t end, float* out) {
@@ -68,11 +124,9 @@ void MaskedMatVec(const TypedView& x, const TypedView& w, const uint32_t* active
   HWY_DYNAMIC_DISPATCH(MaskedMatVecImpl)(x, w, active, begin, end, out);
 }
 
-void SparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,
-                  const TypedView& w, size_t col_begin, size_t col_end, float* y) {
-  HWY_DASSERT(col_begin <= col_end && col_end <= w.cols);
-  HWY_DYNAMIC_DISPATCH(SparseVecMatImpl)(coefficients, active, num_active, w, col_begin, col_end,
-                                         y);
+void AddSparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,
+                     const TypedView& w, float* y) {
+  HWY_DYNAMIC_DISPATCH(AddSparseVecMatImpl)(coefficients, active, num_active, w, y);
 }
 
 }  // namespace firesteel::kernels

@@ -19,13 +19,12 @@ namespace firesteel::kernels {
 void MaskedMatVec(const TypedView& x, const TypedView& w, const uint32_t* active, size_t begin,
                   size_t end, float* out);
 
-/// Sparse vector × matrix: y[c] = Σ_j coefficients[j] · w[active[j], c] for c in [col_begin,
-/// col_end), summed in the order of j (no active neuron gives 0).
+/// Sparse vector × matrix: y[c] += Σ_j coefficients[j] · w[active[j], c], added in the order of j.
 ///
-/// w [F, D] is down_proj transposed; y [D]. The bits of y[c] do not depend on the column range.
-/// Thread-safe for disjoint ranges.
-void SparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,
-                  const TypedView& w, size_t col_begin, size_t col_end, float* y);
+/// w [F, D], any DType, is down_proj transposed; y [D]. Cutting the list of active neurons into
+/// calls changes no bit. Thread-safe for distinct y.
+void AddSparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,
+                     const TypedView& w, float* y);
 
 }  // namespace firesteel::kernels
 

@@ -61,8 +61,7 @@ void SparseVecMat(benchmark::State& state) {
   const auto coefficients = NormalFloats(active.size());
   AlignedVector<float> y(width);
   for (auto _ : state) {
-    kernels::SparseVecMat(coefficients.data(), active.data(), active.size(), layers.Next(), 0,
-                          width, y.data());
+    AddSparseVecMat(coefficients.data(), active.data(), active.size(), layers.Next(), y.data());
     benchmark::ClobberMemory();
   }
   SetBytes(state, 2.0 * static_cast<double>(active.size() * width));

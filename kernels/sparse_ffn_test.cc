@@ -1,6 +1,7 @@
 #include "kernels/sparse_ffn.h"
 
 #include "kernels/matmul.h"
+#include "kernels/quantized.h"
 #include "kernels/reference.h"
 #include "kernels/test_util.h"
 
@@ -87,8 +88,8 @@ TEST_P(SparseFfnTest, SparseVecMatMatchesReference) {
       std::vector<float> of_f32;
       for (const DType dtype : {DType::kF32, DType::kBF16}) {
         Guarded<float> y(cols, cols % 2);
-        SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), 0, cols,
-                     y.data());
+        std::fill(y.data(), y.data() + cols, 0.0f);
+        AddSparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), y.data());
         ASSERT_LE(WorstError(y.span(), exact, [&](size_t) { return tolerance; }), 1.0) << cols;
         ASSERT_TRUE(y.GuardsIntact());
         if (of_f32.empty()) of_f32.assign(y.span().begin(), y.span().end());
@@ -104,22 +105,56 @@ TEST_P(SparseFfnTest, SparseVecMatMatchesReference) {
   }
 }
 
-TEST_P(SparseFfnTest, ColumnRangesDoNotChangeBits) {
+// The same sums from rounded weights: what is added is what the bytes stand for.
+TEST_P(SparseFfnTest, QuantizedSparseVecMatMatchesReference) {
+  for (const size_t cols : {1, 63, 64, 128, 130, 300, 512}) {
+    for (const DType dtype : {DType::kI8, DType::kI4}) {
+      const size_t rows = 70;
+      const size_t stride = (cols + 127) / 128 * 128;
+      Guarded<uint8_t> bytes(BytesOf(dtype, rows * stride));
+      std::vector<float> row_scales(rows);
+      std::vector<BF16> block_scales(rows * stride / kI4Block);
+      for (size_t r = 0; r < rows; ++r) {
+        const auto values = random_.Floats(cols);
+        if (dtype == DType::kI8) {
+          row_scales[r] = QuantizeWeightsI8(values.data(), cols,
+                                            reinterpret_cast<int8_t*>(bytes.data()) + r * stride);
+        } else {
+          QuantizeWeightsI4(values.data(), cols, bytes.data() + r * stride / 2,
+                            &block_scales[r * stride / kI4Block]);
+        }
+      }
+      const TypedView w{bytes.data(),       dtype, rows, cols, stride, row_scales.data(),
+                        block_scales.data()};
+      const auto active = random_.Subset(rows, 0.4);
+      const auto coefficients = random_.Floats(active.size());
+      const auto exact = reference::SparseVecMat(coefficients, active, w);
+      Guarded<float> y(cols);
+      std::fill(y.data(), y.data() + cols, 0.0f);
+      AddSparseVecMat(coefficients.data(), active.data(), active.size(), w, y.data());
+      const double tolerance = 2 * SumTolerance(MaxAbs(coefficients), 4.0, active.size()) + kTiny;
+      EXPECT_LE(WorstError(y.span(), exact, [&](size_t) { return tolerance; }), 1.0) << cols;
+      EXPECT_GT(
+          WorstError(y.span(), std::vector<double>(cols, 0.0), [&](size_t) { return tolerance; }),
+          1.0);
+      EXPECT_TRUE(y.GuardsIntact());
+    }
+  }
+}
+
+TEST_P(SparseFfnTest, CutsOfTheListDoNotChangeBits) {
   const size_t rows = 90, cols = 101;
   Weights w(random_, rows, cols);
   const auto active = random_.Subset(rows, 0.4);
   const auto coefficients = random_.Floats(active.size());
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    std::vector<float> whole(cols), cut(cols);
-    SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), 0, cols,
-                 whole.data());
-    for (size_t at = 0; at <= cols; ++at) {
-      std::fill(cut.begin(), cut.end(), kNaN);
-      SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), at, cols,
-                   cut.data());
-      for (size_t c = 0; c < at; ++c) ASSERT_TRUE(std::isnan(cut[c]));
-      SparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), 0, at,
-                   cut.data());
+    std::vector<float> whole(cols);
+    AddSparseVecMat(coefficients.data(), active.data(), active.size(), w.view(dtype), whole.data());
+    for (size_t at = 0; at <= active.size(); ++at) {
+      std::vector<float> cut(cols);
+      AddSparseVecMat(coefficients.data(), active.data(), at, w.view(dtype), cut.data());
+      AddSparseVecMat(&coefficients[0] + at, active.data() + at, active.size() - at, w.view(dtype),
+                      cut.data());
       ASSERT_TRUE(SameBits(cut, whole)) << at;
     }
   }
@@ -133,7 +168,7 @@ TEST_P(SparseFfnTest, FullDensityIsDense) {
   for (uint32_t i = 0; i < neurons; ++i) all[i] = i;
   const auto h = random_.Floats(neurons);
   std::vector<float> y(features);
-  SparseVecMat(h.data(), all.data(), neurons, w.view(DType::kBF16), 0, features, y.data());
+  AddSparseVecMat(h.data(), all.data(), neurons, w.view(DType::kBF16), y.data());
 
   Guarded<float> transposed(features * neurons);
   for (size_t f = 0; f < neurons; ++f) {
@@ -147,11 +182,11 @@ TEST_P(SparseFfnTest, FullDensityIsDense) {
   for (size_t c = 0; c < features; ++c) EXPECT_NEAR(y[c], dense[c], tolerance);
 }
 
-TEST_P(SparseFfnTest, NoActiveNeuronGivesZero) {
+TEST_P(SparseFfnTest, NoActiveNeuronAddsNothing) {
   Weights w(random_, 4, 37);
-  Guarded<float> y(37);
-  SparseVecMat(nullptr, nullptr, 0, w.view(DType::kBF16), 0, 37, y.data());
-  for (const float v : y.span()) EXPECT_EQ(v, 0.0f);
+  std::vector<float> y(37, 3.0f);
+  AddSparseVecMat(nullptr, nullptr, 0, w.view(DType::kBF16), y.data());
+  for (const float v : y) EXPECT_EQ(v, 3.0f);
 }
 
 TEST_P(SparseFfnTest, ValuesThatAreNotFinitePassThrough) {
@@ -159,7 +194,7 @@ TEST_P(SparseFfnTest, ValuesThatAreNotFinitePassThrough) {
   std::vector<uint32_t> active = {1, 2, 3, 4, 5, 6, 7, 8, 9};
   std::vector<float> coefficients(9, 1.0f), y(5);
   w.bf16[4 * 5 + 2] = ToBF16(kNaN);
-  SparseVecMat(coefficients.data(), active.data(), 9, w.view(DType::kBF16), 0, 5, y.data());
+  AddSparseVecMat(coefficients.data(), active.data(), 9, w.view(DType::kBF16), y.data());
   for (size_t c = 0; c < 5; ++c) EXPECT_EQ(std::isnan(y[c]), c == 2);
 }
 

@@ -77,28 +77,38 @@ HWY_INLINE void AddRowGroup(DF df, const float* c, const TW* const* HWY_RESTRICT
   }
 }
 
-// y[c] = Σ_j coefficients[j] · row(j)[c] for c < cols, j < num in rising order; zeros if num = 0.
-template <class DF, class RowFn>
-HWY_INLINE void WeightedRows(DF df, const float* coefficients, size_t num, const RowFn& row,
-                             size_t cols, float* HWY_RESTRICT y) {
+// y[c] += Σ_j coefficient(j) · row(j)[c] for c < cols, j < num in rising order.
+template <class DF, class CoefficientFn, class RowFn>
+HWY_INLINE void AddWeightedRows(DF df, const CoefficientFn& coefficient, size_t num,
+                                const RowFn& row, size_t cols, float* HWY_RESTRICT y) {
   using TW = std::remove_cv_t<std::remove_pointer_t<decltype(row(0))>>;
+  float c[kGroupRows];
   const TW* rows[2][kGroupRows];  // this group's and the next one's, in turn
   const auto take = [&](const TW** group, size_t first) {
     for (size_t r = 0; r < kGroupRows; ++r) group[r] = row(first + r);
   };
-  for (size_t i = 0; i < cols; ++i) y[i] = 0.0f;
   size_t j = 0;
   if (num >= kGroupRows) take(rows[0], 0);
   for (; j + kGroupRows <= num; j += kGroupRows) {
     const size_t at = j / kGroupRows % 2;
     const bool more = j + 2 * kGroupRows <= num;
     if (more) take(rows[1 - at], j + kGroupRows);
-    AddRowGroup<kGroupRows>(df, coefficients + j, rows[at], rows[more ? 1 - at : at], cols, y);
+    for (size_t r = 0; r < kGroupRows; ++r) c[r] = coefficient(j + r);
+    AddRowGroup<kGroupRows>(df, c, rows[at], rows[more ? 1 - at : at], cols, y);
   }
   for (; j < num; ++j) {
     const TW* last = row(j);
-    AddRowGroup<1>(df, coefficients + j, &last, &last, cols, y);
+    c[0] = coefficient(j);
+    AddRowGroup<1>(df, c, &last, &last, cols, y);
   }
+}
+
+// y[c] = Σ_j coefficients[j] · row(j)[c] for c < cols, j < num in rising order; zeros if num = 0.
+template <class DF, class RowFn>
+HWY_INLINE void WeightedRows(DF df, const float* coefficients, size_t num, const RowFn& row,
+                             size_t cols, float* HWY_RESTRICT y) {
+  for (size_t i = 0; i < cols; ++i) y[i] = 0.0f;
+  AddWeightedRows(df, [&](size_t j) { return coefficients[j]; }, num, row, cols, y);
 }
 
 }  // namespace HWY_NAMESPACE

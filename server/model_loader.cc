@@ -24,20 +24,6 @@ absl::Status AtModel(const ModelSpec& spec, const absl::Status& status) {
                       absl::StrCat("--model ", spec.name, "=", spec.path, ": ", status.message()));
 }
 
-absl::StatusOr<ComputeType> ResolveCompute(const ServerOptions& options, kernels::DType weights) {
-  // f32 is the more exact of the two and nowhere slower: see docs/benchmarks.md.
-  if (!options.compute.has_value()) return ComputeType::kF32;
-  if (*options.compute == ComputeType::kBF16 && weights != kernels::DType::kBF16) {
-    return absl::InvalidArgumentError(
-        "--compute bf16 needs bf16 weights, but these are f32 (--weights bf16, or --compute f32)");
-  }
-  return *options.compute;
-}
-
-const char* WeightsName(kernels::DType dtype) {
-  return dtype == kernels::DType::kBF16 ? "bf16" : "f32";
-}
-
 absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, LoadedModels* out) {
   const absl::Time start = absl::Now();
   auto weights = LoadWeights(spec.path, options.weights);
@@ -47,7 +33,7 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
   if (!tokenizer.ok()) return AtModel(spec, tokenizer.status());
   const auto defaults = LoadGenerationDefaults(spec.path);
   if (!defaults.ok()) return AtModel(spec, defaults.status());
-  const auto compute = ResolveCompute(options, (*weights)->dtype);
+  const auto compute = ResolveComputeType(options.compute, (*weights)->dtype);
   if (!compute.ok()) return AtModel(spec, compute.status());
 
   EngineMetrics* const metrics = out->metrics->AddModel(spec.name, config);
@@ -64,13 +50,13 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
     model.max_prompt_tokens = std::min(model.max_prompt_tokens, options.max_prompt_tokens);
   }
   model.max_message_bytes = options.max_message_bytes;
-  metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), WeightsName((*weights)->dtype));
+  metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), DTypeName((*weights)->dtype));
   metrics->SetKvCapacity(model.engine->kv_capacity_tokens());
   Log(LogLevel::kInfo, "model loaded",
       {{"model", spec.name},
        {"path", spec.path},
        {"parameters", config.NumParameters()},
-       {"weights", WeightsName((*weights)->dtype)},
+       {"weights", DTypeName((*weights)->dtype)},
        {"weight_bytes", (*weights)->bytes()},
        {"compute", ComputeTypeName(*compute)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},

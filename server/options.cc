@@ -304,17 +304,13 @@ Option Model() {
 
 Option Weights() {
   Option option = Choice<WeightFormat>(
-      "weights", "auto|bf16", "How weights are held in memory; auto keeps what the file has",
-      {{"auto", WeightFormat::kAuto}, {"bf16", WeightFormat::kBF16}},
+      "weights", "auto|bf16|int8|int4",
+      "How weights are held in memory; auto keeps what the file has",
+      {{"auto", WeightFormat::kAuto},
+       {"bf16", WeightFormat::kBF16},
+       {"int8", WeightFormat::kI8},
+       {"int4", WeightFormat::kI4}},
       +[](ServerOptions& o) -> WeightFormat& { return o.weights; });
-  option.set = [base = option.set](const std::string& value,
-                                   ServerOptions& options) -> absl::Status {
-    static constexpr const char* kPlanned[] = {"int8", "int4", "fp8", "f16"};
-    for (const char* planned : kPlanned) {
-      if (value == planned) return Bad(value, "is not available in this version (auto, bf16)");
-    }
-    return base(value, options);
-  };
   return option;
 }
 
@@ -346,7 +342,8 @@ const std::vector<Option>& Table() {
       Weights(),
       Choice<Compute>(
           "compute", "auto|f32|bf16",
-          "Precision of activations and products; auto is f32, the parity mode",
+          "Precision of activations and products; auto is f32, the parity mode, or integers where "
+          "weights are int8 or int4",
           {{"auto", std::nullopt}, {"f32", ComputeType::kF32}, {"bf16", ComputeType::kBF16}},
           +[](O& o) -> Compute& { return o.compute; }),
       Whole<uint32_t>(

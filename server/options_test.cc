@@ -265,8 +265,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"WaitingCa", {"--tls-client-ca", "a"}, {"--tls-client-ca", "not available"}},
         BadCase{"WaitingToken", {"--auth-token-file", "t"}, {"--auth-token-file", "not available"}},
         BadCase{"WaitingHead", {"--sublinear-head", "on"}, {"--sublinear-head", "not available"}},
-        BadCase{"WaitingInt8", {"--weights", "int8"}, {"--weights", "int8", "not available"}},
-        BadCase{"UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16"}},
+        BadCase{"UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16, int8, int4"}},
         BadCase{"NoConfigFile", {"--config", "/no/such.yaml"}, {"--config", "/no/such.yaml"}},
         BadCase{"ConfigIsFolder", {"--config", "/"}, {"--config /", "read"}}),
     [](const auto& row) { return row.param.name; });

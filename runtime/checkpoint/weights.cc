@@ -110,8 +110,18 @@ absl::Status CheckTensors(const std::map<std::string, Shape>& expected,
 /// All matrices share one element type; kAuto is bf16 only where every matrix is stored so.
 DType ChooseDType(WeightFormat format, const std::map<std::string, Shape>& expected,
                   const TensorSource& source) {
-  if (format == WeightFormat::kBF16) return DType::kBF16;
-  if (format == WeightFormat::kF32) return DType::kF32;
+  switch (format) {
+    case WeightFormat::kBF16:
+      return DType::kBF16;
+    case WeightFormat::kF32:
+      return DType::kF32;
+    case WeightFormat::kI8:
+      return DType::kI8;
+    case WeightFormat::kI4:
+      return DType::kI4;
+    case WeightFormat::kAuto:
+      break;
+  }
   for (const auto& [name, shape] : expected) {
     const bool matrix = shape.size() == 2;
     if (matrix && source.tensors().at(name)->type != StoredType::kBF16) return DType::kF32;
@@ -142,8 +152,14 @@ class Copier {
     size_t next = 0;
     for (const std::string& name : names) {
       const StoredTensor& tensor = *source_.tensors().at(name);
-      for (size_t r = 0; r < tensor.shape[0] && status_.ok(); ++r) {
-        Row(name, tensor, r, cols, dtype_, out.MutableRow(next++));
+      for (size_t r = 0; r < tensor.shape[0] && status_.ok(); ++r, ++next) {
+        if (kernels::IsQuantized(dtype_)) {
+          row_.resize(cols);
+          Row(name, tensor, r, cols, DType::kF32, row_.data());
+          out.SetRow(next, row_.data());
+        } else {
+          Row(name, tensor, r, cols, dtype_, out.MutableRow(next));
+        }
       }
     }
     return out;
@@ -151,13 +167,18 @@ class Copier {
 
   /// Stored [rows, cols], returned [cols, rows].
   Matrix Transposed(const std::string& name) {
-    Matrix out(source_.tensors().at(name)->shape[1], source_.tensors().at(name)->shape[0], dtype_);
-    if (dtype_ == DType::kF32) {
+    const Shape& shape = source_.tensors().at(name)->shape;
+    const bool quantized = kernels::IsQuantized(dtype_);
+    Matrix out(shape[1], shape[0], quantized ? DType::kF32 : dtype_);
+    if (out.dtype() == DType::kF32) {
       TransposeInto<float>(name, &out);
     } else {
       TransposeInto<kernels::BF16>(name, &out);
     }
-    return out;
+    if (!quantized) return out;
+    Matrix rounded(out.rows(), out.cols(), dtype_);
+    for (size_t r = 0; r < out.rows(); ++r) rounded.SetRow(r, out.view().Row<float>(r));
+    return rounded;
   }
 
   const absl::Status& status() const { return status_; }
@@ -187,7 +208,7 @@ class Copier {
     for (size_t first = 0; first < rows && status_.ok(); first += kStrip) {
       const size_t count = std::min(kStrip, rows - first);
       for (size_t r = 0; r < count; ++r) {
-        Row(name, tensor, first + r, cols, dtype_, strip.data() + r * cols);
+        Row(name, tensor, first + r, cols, out->dtype(), strip.data() + r * cols);
       }
       for (size_t c = 0; c < cols; ++c) {
         T* const target = static_cast<T*>(out->MutableRow(c)) + first;
@@ -198,6 +219,7 @@ class Copier {
 
   const TensorSource& source_;
   const DType dtype_;
+  std::vector<float> row_;  // on its way to fewer bits
   absl::Status status_;
 };
 

@@ -14,12 +14,16 @@
 
 namespace firesteel {
 
-/// How weights are held: kAuto keeps bf16 as bf16 and everything else as f32; kBF16 rounds all to
-/// bf16.
-enum class WeightFormat : uint8_t { kAuto, kBF16, kF32 };
+/// How weights are held: kAuto keeps bf16 as bf16 and everything else as f32; the others round all
+/// matrices to that type (kernels::DType says what 8 and 4 bits are).
+enum class WeightFormat : uint8_t { kAuto, kBF16, kF32, kI8, kI4 };
 
-/// An owned matrix [rows, cols] of weights; rows are 64-byte aligned and zero-padded to a multiple
-/// of 64 bytes. Movable, not copyable. Read-only once built, so safe to share between threads.
+/// "f32", "bf16", "int8" or "int4".
+const char* DTypeName(kernels::DType dtype);
+
+/// An owned matrix [rows, cols] of weights; rows are 64-byte aligned and padded to a multiple of 64
+/// bytes with what stands for zero. Movable, not copyable. Read-only once built, so safe to share
+/// between threads.
 class Matrix {
  public:
   Matrix() = default;
@@ -28,6 +32,9 @@ class Matrix {
   kernels::TypedView view() const;
   /// The raw bytes of a row, for writing while it is built.
   void* MutableRow(size_t row);
+  /// Rounds `values` [cols] to the matrix's type. Thread-safe for distinct rows.
+  void SetRow(size_t row, const float* values);
+  /// Of elements and scales.
   size_t bytes() const;
   size_t rows() const { return rows_; }
   size_t cols() const { return cols_; }
@@ -38,6 +45,8 @@ class Matrix {
     void operator()(std::byte* p) const;
   };
   std::unique_ptr<std::byte[], Free> data_;
+  std::vector<float> row_scales_;            // kI8
+  std::vector<kernels::BF16> block_scales_;  // kI4
   size_t rows_ = 0;
   size_t cols_ = 0;
   size_t stride_ = 0;  // elements

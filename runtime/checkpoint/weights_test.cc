@@ -50,7 +50,7 @@ void ExpectMatrix(const Matrix& matrix, size_t rows, size_t cols, const std::str
 
 void ExpectAligned(const Matrix& matrix) {
   const kernels::TypedView view = matrix.view();
-  const size_t element = kernels::SizeOf(view.dtype);
+  const size_t element = kernels::BytesOf(view.dtype, 1);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(view.data) % kernels::kAlignment, 0u);
   EXPECT_EQ(view.stride * element % kernels::kAlignment, 0u);
   const auto* bytes = static_cast<const unsigned char*>(view.data);
@@ -367,7 +367,7 @@ TEST(WeightsTest, LoadsTheCheckpointsOfTheProject) {
     EXPECT_EQ((*weights)->config.NumParameters(), parameters) << folder;
     EXPECT_EQ((*weights)->dtype, dtype) << folder;
     EXPECT_GE((*weights)->bytes(),
-              parameters * kernels::SizeOf(dtype) * 99 / 100);  // the norms are no matrices
+              kernels::BytesOf(dtype, parameters) * 99 / 100);  // the norms are no matrices
   }
 }
 

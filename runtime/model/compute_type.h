@@ -4,17 +4,35 @@
 #define FIRESTEEL_RUNTIME_MODEL_COMPUTE_TYPE_H_
 
 #include <cstdint>
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "kernels/tensor.h"
 
 namespace firesteel {
 
-/// kF32: activations stay f32 (the parity mode). kBF16: the inputs of dense products are rounded to
-/// bf16.
-enum class ComputeType : uint8_t { kF32, kBF16 };
+/// The inputs of dense products. kF32: they stay f32 (the parity mode). kBF16: rounded to bf16.
+/// kInteger: rounded to 16 bits where weights have 8, to 8 bits where they have 4
+/// (kernels/quantized.h); goes with such weights and with them only.
+enum class ComputeType : uint8_t { kF32, kBF16, kInteger };
 
-/// "f32" or "bf16".
+/// "f32", "bf16" or "integer".
 inline const char* ComputeTypeName(ComputeType type) {
-  return type == ComputeType::kF32 ? "f32" : "bf16";
+  switch (type) {
+    case ComputeType::kF32:
+      return "f32";
+    case ComputeType::kBF16:
+      return "bf16";
+    case ComputeType::kInteger:
+      return "integer";
+  }
+  return "";
 }
+
+/// What to compute with where `wanted` (nothing: the fastest) meets such weights. InvalidArgument
+/// where they do not go together.
+absl::StatusOr<ComputeType> ResolveComputeType(std::optional<ComputeType> wanted,
+                                               kernels::DType weights);
 
 }  // namespace firesteel
 

@@ -5,7 +5,7 @@ namespace firesteel {
 CostModel::CostModel(const ModelWeights& weights) {
   const ModelConfig& c = weights.config;
   const double d = static_cast<double>(c.hidden_size);
-  const double element = static_cast<double>(kernels::SizeOf(weights.dtype));
+  const LayerWeights& layer = weights.layers[0];
   spark_ = c.spark();
   neurons_ = static_cast<double>(c.intermediate_size);
   heads_ = static_cast<double>(c.num_heads);
@@ -19,15 +19,17 @@ CostModel::CostModel(const ModelWeights& weights) {
 
   const double dense_parameters = projections + neurons_ * gate_in;
   dense_flops_ = 2 * dense_parameters;
-  dense_bytes_ = element * dense_parameters;
+  dense_bytes_ =
+      static_cast<double>(layer.qkv_proj.bytes() + layer.o_proj.bytes() + layer.gate_proj.bytes());
   flops_per_neuron_ = 2 * (up_in + d);
-  bytes_per_neuron_ = element * (up_in + d);
+  bytes_per_neuron_ =
+      static_cast<double>(layer.up_proj.bytes() + layer.down_proj.bytes()) / neurons_;
   flops_per_visible_ = 2 * scored;
   flops_per_attended_ = 2 * (head_dim - scored + head_dim);  // rest of the key, value
   kv_bytes_per_visible_ = sizeof(float) * scored * static_cast<double>(c.num_kv_heads);
   kv_bytes_per_attended_ = sizeof(float) * (head_dim - scored + head_dim);
   head_flops_ = 2 * d * static_cast<double>(c.vocab_size);
-  head_bytes_ = element * d * static_cast<double>(c.vocab_size);
+  head_bytes_ = static_cast<double>(weights.embedding.bytes());
 }
 
 Cost CostModel::LayerFlops(const RowActivity& row) const {

@@ -247,10 +247,14 @@ class ValidationTest : public ParityTest {
     double nll = 0;
     std::vector<double> ffn_active_fraction;
     std::vector<double> attended_positions;
+    std::vector<std::vector<uint32_t>> ffn_sets;  // by step, layer and row
   };
 
-  Result Evaluate(ComputeType compute) {
-    Transformer transformer(weights_, compute, &pool_, 256, 256);
+  Result Evaluate(ComputeType compute) { return Evaluate(weights_, compute); }
+
+  Result Evaluate(std::shared_ptr<const ModelWeights> weights, ComputeType compute) {
+    Transformer transformer(std::move(weights), compute, &pool_, 256, 256);
+    SetRecorder sets(config(), 256);
     Result result;
     result.ffn_active_fraction.resize(config().num_layers);
     result.attended_positions.resize(config().num_layers);
@@ -265,9 +269,10 @@ class ValidationTest : public ParityTest {
         const size_t n = std::min<size_t>(256, ids.size() - at);
         const SequenceSlice slice{std::span(ids).subspan(at, n), at, lease.blocks(),
                                   LogitRows::kAll};
-        transformer.Forward({&slice, 1});
+        transformer.Forward({&slice, 1}, &sets);
         for (size_t i = 0; i < n; ++i) {
           for (size_t layer = 0; layer < config().num_layers; ++layer) {
+            if (config().spark()) result.ffn_sets.push_back(sets.ffn(layer, i));
             const RowActivity& row = transformer.activity()[layer].rows[i];
             result.ffn_active_fraction[layer] += row.ffn_active;
             result.attended_positions[layer] += row.attended;
@@ -312,6 +317,39 @@ TEST_P(ValidationTest, LossAndSparsity) {
           << "layer " << layer;
       EXPECT_NEAR(result->attended_positions[layer] / expected->attended_positions[layer], 1, 0.01)
           << "layer " << layer;
+    }
+  }
+}
+
+// What rounding the weights costs, against the same checkpoint in bf16.
+TEST_P(ValidationTest, QuantizedWeightsKeepTheLoss) {
+  const Result bf16 = Evaluate(ComputeType::kF32);
+  const bool spark = config().spark();
+  const struct {
+    WeightFormat format;
+    double loss, overlap;
+  } cases[] = {{WeightFormat::kI8, 0.003, 0.98}, {WeightFormat::kI4, spark ? 0.05 : 0.08, 0.85}};
+  for (const auto& [format, loss, least_overlap] : cases) {
+    auto weights = LoadWeights(FolderOf(GetParam()), format);
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    const std::string name = DTypeName((*weights)->dtype);
+    const Result rounded = Evaluate(*std::move(weights), ComputeType::kInteger);
+    size_t both = 0, total = 0;
+    for (size_t i = 0; i < bf16.ffn_sets.size(); ++i) {
+      total += bf16.ffn_sets[i].size();
+      both += (bf16.ffn_sets[i].size() + rounded.ffn_sets[i].size() -
+               Differences(bf16.ffn_sets[i], rounded.ffn_sets[i])) /
+              2;
+    }
+    const double overlap = static_cast<double>(both) / static_cast<double>(total);
+    std::cout << GetParam() << " in " << name << ": loss " << rounded.nll - bf16.nll
+              << " over that in bf16";
+    if (spark) std::cout << ", " << 100 * overlap << "% of the active neurons the same";
+    std::cout << "\n";
+    EXPECT_LE(rounded.nll - bf16.nll, loss) << name;
+    EXPECT_GT(std::abs(rounded.nll - bf16.nll), 1e-7) << name << " is not in use";
+    if (spark) {
+      EXPECT_GE(overlap, least_overlap) << name;
     }
   }
 }

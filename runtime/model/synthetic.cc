@@ -34,16 +34,10 @@ Matrix RandomMatrix(size_t rows, size_t cols, size_t fan_in, kernels::DType dtyp
                     NormalTable& normal) {
   Matrix matrix(rows, cols, dtype);
   const float scale = 1.0f / std::sqrt(static_cast<float>(fan_in));
+  std::vector<float> row(cols);
   for (size_t r = 0; r < rows; ++r) {
-    void* const row = matrix.MutableRow(r);
-    for (size_t c = 0; c < cols; ++c) {
-      const float value = scale * normal.Next();
-      if (dtype == kernels::DType::kF32) {
-        static_cast<float*>(row)[c] = value;
-      } else {
-        static_cast<kernels::BF16*>(row)[c] = kernels::ToBF16(value);
-      }
-    }
+    for (float& value : row) value = scale * normal.Next();
+    matrix.SetRow(r, row.data());
   }
   return matrix;
 }

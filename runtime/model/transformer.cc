@@ -9,6 +9,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
+#include "kernels/quantized.h"
 #include "kernels/sparse_ffn.h"
 #include "kernels/statistical_topk.h"
 
@@ -22,7 +23,15 @@ using kernels::TypedView;
 // Shares of a matrix's rows or columns are cut at these, so that no two workers write one cache
 // line.
 constexpr size_t kRowGrain = 16;
-constexpr size_t kColumnGrain = 32;
+
+// The neurons of a Spark FFN are cut into so many ranges. A row's contributions are added up range
+// by range, then the ranges in order: the order of additions is the row's own, whoever computes it.
+constexpr size_t kShards = 16;
+// Up to here the workers share the shards, each with sums of its own; beyond, they share the rows.
+constexpr size_t kFewRows = 32;
+// Rows of a step take turns over windows of neurons of about so many bytes, so that what one of
+// them fetched from memory is in the L2 cache for the others.
+constexpr size_t kWindowBytes = size_t{512} << 10;
 
 float* RowOf(Matrix& matrix, size_t row) { return static_cast<float*>(matrix.MutableRow(row)); }
 
@@ -80,6 +89,11 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     hidden_ = MakeInput(max_rows, f);
     return;
   }
+  if (compute_ == ComputeType::kInteger) {
+    predictor_input_ = QuantizedInput(max_rows, config_.ffn_predictor_dim);
+    rest_input_ = QuantizedInput(max_rows, d - config_.ffn_predictor_dim);
+  }
+  shard_sums_ = Matrix(std::max(max_rows, std::min(max_rows, kFewRows) * kShards), d, DType::kF32);
   excess_ = Matrix(max_rows, f + kernels::kCompactionSlack, DType::kF32);
   active_.resize(max_rows * (f + kernels::kCompactionSlack));
   num_active_.resize(max_rows);
@@ -106,8 +120,9 @@ void Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* p
       Project(worker, normed_, w.qkv_proj, qkv_);
       RotateAndStore(worker, layer);
       AttendRows(worker, layer);
+      RoundAttended(worker);
       Project(worker, attended_, w.o_proj, projected_);
-      AddNormed(worker, layer, w.post_attention_norm, w.pre_feedforward_norm);
+      AddNormed(worker, layer, w.post_attention_norm, w.pre_feedforward_norm, Block::kFeedForward);
       if (config_.spark()) {
         SparseFeedForward(worker, layer);
       } else {
@@ -115,7 +130,8 @@ void Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* p
       }
       const bool last = layer + 1 == config_.num_layers;
       AddNormed(worker, layer, w.post_feedforward_norm,
-                last ? weights_->final_norm : weights_->layers[layer + 1].input_norm);
+                last ? weights_->final_norm : weights_->layers[layer + 1].input_norm,
+                Block::kAttentionOrHead);
     }
     OutputHead(worker);
   });
@@ -150,28 +166,34 @@ void Transformer::ListRows(std::span<const SequenceSlice> batch) {
 void Transformer::Embed(Worker& worker) {
   const float scale = static_cast<float>(std::sqrt(static_cast<double>(config_.hidden_size)));
   const TypedView table = weights_->embedding.view();
+  const size_t d = config_.hidden_size;
   const IndexRange share = worker.Share(rows_.size());
   for (size_t row = share.begin; row < share.end; ++row) {
     float* out = RowOf(residual_, row);
     const size_t token = static_cast<size_t>(rows_[row].token);
-    for (size_t i = 0; i < table.cols; ++i) {
-      const float value = table.dtype == DType::kBF16
-                              ? kernels::ToF32(table.Row<kernels::BF16>(token)[i])
-                              : table.Row<float>(token)[i];
-      out[i] = value * scale;
-    }
-    NormRow(row, weights_->layers[0].input_norm);
+    kernels::Dequantize(table, token, 0, d, out);
+    for (size_t i = 0; i < d; ++i) out[i] *= scale;
+    NormRow(row, weights_->layers[0].input_norm, Block::kAttentionOrHead);
   }
   worker.Barrier();
 }
 
 // output = input · weightᵀ, shared by the rows of the weight: each is read by one worker, once.
-void Transformer::Project(Worker& worker, const DenseInput& input, const Matrix& weight,
-                          Matrix& output) {
-  const IndexRange share = worker.Share(weight.rows(), kRowGrain);
-  kernels::MatMul(View(input, 0, rows_.size(), 0, weight.cols()), weight.view(), share.begin,
-                  share.end, Writable(output, rows_.size()));
+void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weight, Matrix& output) {
+  Multiply(input, rows_.size(), weight, worker.Share(weight.rows(), kRowGrain), output);
   worker.Barrier();
+}
+
+// The rows `share` of output = input · weightᵀ, for the first `rows` rows of the input.
+void Transformer::Multiply(DenseInput& input, size_t rows, const Matrix& weight, IndexRange share,
+                           Matrix& output) const {
+  if (compute_ == ComputeType::kInteger) {
+    kernels::QuantizedMatMul(input.integer.view().From(0, rows), weight.view(), share.begin,
+                             share.end, Writable(output, rows));
+  } else {
+    kernels::MatMul(View(input, 0, rows, 0, weight.cols()), weight.view(), share.begin, share.end,
+                    Writable(output, rows));
+  }
 }
 
 // RoPE on queries and keys, on the two parts of a Spark head each on its own; keys and values to
@@ -225,21 +247,28 @@ void Transformer::AttendHead(Worker& worker, size_t layer, size_t row, size_t he
       (layer * config_.num_kv_heads + kv_head) * attention_.BlockFloats(), begin, end, quantile,
       RowOf(scratch.attention, 0), RowOf(attended_.f32, row) + head * dim,
       probe_ != nullptr ? scratch.kept.data() : nullptr);
-  RoundRow(attended_, row, head * dim, (head + 1) * dim);
   kept_[row * config_.num_heads + head] = static_cast<uint32_t>(kept);
   if (probe_ != nullptr) probe_->OnAttended(layer, row, head, {scratch.kept.data(), kept});
 }
 
+// The heads of a row have different workers, and share one scale.
+void Transformer::RoundAttended(Worker& worker) {
+  if (compute_ == ComputeType::kF32) return;
+  const IndexRange share = worker.Share(rows_.size());
+  for (size_t row = share.begin; row < share.end; ++row) RoundRow(attended_, row);
+  worker.Barrier();
+}
+
 // residual += norm(projected); normed = next_norm(residual).
 void Transformer::AddNormed(Worker& worker, size_t layer, const std::vector<float>& norm,
-                            const std::vector<float>& next_norm) {
+                            const std::vector<float>& next_norm, Block next) {
   const IndexRange share = worker.Share(rows_.size());
   for (size_t row = share.begin; row < share.end; ++row) {
     CountAttended(layer, row);
     kernels::RmsNormAdd(RowOf(projected_, row), norm.data(),
                         static_cast<float>(config_.rms_norm_eps), config_.hidden_size,
                         RowOf(residual_, row));
-    NormRow(row, next_norm);
+    NormRow(row, next_norm, next);
   }
   worker.Barrier();
 }
@@ -248,32 +277,104 @@ void Transformer::AddNormed(Worker& worker, size_t layer, const std::vector<floa
 // active.
 void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   const LayerWeights& w = weights_->layers[layer];
-  const size_t r = config_.ffn_predictor_dim;
-  const size_t stride = config_.intermediate_size + kernels::kCompactionSlack;
-  Project(worker, normed_, w.gate_proj, gate_);
+  const size_t num_rows = rows_.size();
+  const IndexRange neurons = worker.Share(config_.intermediate_size, kRowGrain);
+  if (compute_ == ComputeType::kInteger) {
+    kernels::QuantizedMatMul(predictor_input_.view().From(0, num_rows), w.gate_proj.view(),
+                             neurons.begin, neurons.end, Writable(gate_, num_rows));
+  } else {
+    kernels::MatMul(View(normed_, 0, num_rows, 0, config_.ffn_predictor_dim), w.gate_proj.view(),
+                    neurons.begin, neurons.end, Writable(gate_, num_rows));
+  }
+  worker.Barrier();
 
-  const IndexRange rows = worker.Share(rows_.size());
+  if (worker.index() == 0) next_shard_.store(0, std::memory_order_relaxed);
+  const IndexRange rows = worker.Share(num_rows);
   for (size_t row = rows.begin; row < rows.end; ++row) SelectActive(layer, row);
   worker.Barrier();
 
   if (worker.index() == 0) CountUnion(layer);
-  for (size_t row = 0; row < rows_.size(); ++row) {
-    const IndexRange share = worker.Share(num_active_[row], kRowGrain);
-    float* const excess = RowOf(excess_, row);
-    float* const up = RowOf(up_, row);
-    kernels::MaskedMatVec(View(normed_, row, 1, r, config_.hidden_size - r), w.up_proj.view(),
-                          &active_[row * stride], share.begin, share.end, up);
-    kernels::GeluMul(excess + share.begin, up + share.begin, share.end - share.begin,
-                     excess + share.begin);
+  if (num_rows <= kFewRows) {
+    for (size_t s = next_shard_.fetch_add(1, std::memory_order_relaxed); s < kShards;
+         s = next_shard_.fetch_add(1, std::memory_order_relaxed)) {
+      AddShard(layer, s, {0, num_rows}, true);
+    }
+    worker.Barrier();
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      float* const sum = RowOf(projected_, row);
+      std::memcpy(sum, ShardSum(row, 0), config_.hidden_size * sizeof(float));
+      for (size_t s = 1; s < kShards; ++s) {
+        kernels::Add(ShardSum(row, s), config_.hidden_size, sum);
+      }
+    }
+  } else {
+    for (size_t s = 0; s < kShards; ++s) {
+      AddShard(layer, s, rows, false);
+      for (size_t row = rows.begin; row < rows.end; ++row) {
+        float* const sum = RowOf(projected_, row);
+        float* const part = RowOf(shard_sums_, row);
+        if (s == 0) {
+          std::memcpy(sum, part, config_.hidden_size * sizeof(float));
+        } else {
+          kernels::Add(part, config_.hidden_size, sum);
+        }
+      }
+    }
   }
-  worker.Barrier();
+  // AddNormed takes the same share of the rows: what it reads was written by the same worker.
+}
 
-  const IndexRange columns = worker.Share(config_.hidden_size, kColumnGrain);
-  for (size_t row = 0; row < rows_.size(); ++row) {
-    kernels::SparseVecMat(RowOf(excess_, row), &active_[row * stride], num_active_[row],
-                          w.down_proj.view(), columns.begin, columns.end, RowOf(projected_, row));
+float* Transformer::ShardSum(size_t row, size_t shard) {
+  return RowOf(shard_sums_, row * kShards + shard);
+}
+
+// What the neurons of a shard contribute to `rows`: to the sums of row and shard, or (own_sums
+// false) of the row alone.
+void Transformer::AddShard(size_t layer, size_t shard, IndexRange rows, bool own_sums) {
+  const LayerWeights& w = weights_->layers[layer];
+  const size_t f = config_.intermediate_size;
+  const size_t begin = f * shard / kShards;
+  const size_t end = f * (shard + 1) / kShards;
+  const size_t neuron_bytes = (w.up_proj.bytes() + w.down_proj.bytes()) / f;
+  const size_t window =
+      rows.end - rows.begin == 1 ? f : std::max<size_t>(1, kWindowBytes / (neuron_bytes + 1));
+  const auto sum_of = [&](size_t row) {
+    return own_sums ? ShardSum(row, shard) : RowOf(shard_sums_, row);
+  };
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    std::memset(sum_of(row), 0, config_.hidden_size * sizeof(float));
   }
-  worker.Barrier();
+  for (size_t first = begin; first < end; first += window) {
+    const size_t last = std::min(end, first + window);
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      const uint32_t* const list = &active_[row * (f + kernels::kCompactionSlack)];
+      const uint32_t* const list_end = list + num_active_[row];
+      const auto index = [&](size_t neuron) {
+        return static_cast<size_t>(std::lower_bound(list, list_end, neuron) - list);
+      };
+      AddActive(layer, row, {index(first), index(last)}, sum_of(row));
+    }
+  }
+}
+
+// sum += down_proj · (gelu(a) ⊙ (up_proj · x)) over a part of a row's list of active neurons.
+void Transformer::AddActive(size_t layer, size_t row, IndexRange active, float* sum) {
+  const LayerWeights& w = weights_->layers[layer];
+  const size_t r = config_.ffn_predictor_dim;
+  const uint32_t* const list =
+      &active_[row * (config_.intermediate_size + kernels::kCompactionSlack)];
+  float* const excess = RowOf(excess_, row) + active.begin;
+  float* const up = RowOf(up_, row);
+  const size_t count = active.end - active.begin;
+  if (compute_ == ComputeType::kInteger) {
+    kernels::QuantizedMaskedMatVec(rest_input_.view().From(row, 1), w.up_proj.view(), list,
+                                   active.begin, active.end, up);
+  } else {
+    kernels::MaskedMatVec(View(normed_, row, 1, r, config_.hidden_size - r), w.up_proj.view(), list,
+                          active.begin, active.end, up);
+  }
+  kernels::GeluMul(excess, up + active.begin, count, excess);
+  kernels::AddSparseVecMat(excess, list + active.begin, count, w.down_proj.view(), sum);
 }
 
 // a = soft threshold of the row's scores at ffn_top_k, compacted.
@@ -306,16 +407,19 @@ void Transformer::CountUnion(size_t layer) {
 // down_proj · (gelu(gate_proj · x) ⊙ (up_proj · x)), every neuron.
 void Transformer::DenseFeedForward(Worker& worker, size_t layer) {
   const LayerWeights& w = weights_->layers[layer];
-  const TypedView input = View(normed_, 0, rows_.size(), 0, config_.hidden_size);
   const IndexRange share = worker.Share(config_.intermediate_size, kRowGrain);
-  kernels::MatMul(input, w.gate_proj.view(), share.begin, share.end, Writable(gate_, rows_.size()));
-  kernels::MatMul(input, w.up_proj.view(), share.begin, share.end, Writable(up_, rows_.size()));
+  Multiply(normed_, rows_.size(), w.gate_proj, share, gate_);
+  Multiply(normed_, rows_.size(), w.up_proj, share, up_);
   for (size_t row = 0; row < rows_.size(); ++row) {
     kernels::GeluMul(RowOf(gate_, row) + share.begin, RowOf(up_, row) + share.begin,
                      share.end - share.begin, RowOf(hidden_.f32, row) + share.begin);
-    RoundRow(hidden_, row, share.begin, share.end);
   }
   worker.Barrier();
+  if (compute_ != ComputeType::kF32) {
+    const IndexRange rows = worker.Share(rows_.size());
+    for (size_t row = rows.begin; row < rows.end; ++row) RoundRow(hidden_, row);
+    worker.Barrier();
+  }
   Project(worker, hidden_, w.down_proj, projected_);
 }
 
@@ -325,13 +429,11 @@ void Transformer::OutputHead(Worker& worker) {
   for (size_t i = wanted.begin; i < wanted.end; ++i) {
     std::memcpy(RowOf(head_input_.f32, i), RowOf(normed_.f32, head_rows_[i]),
                 config_.hidden_size * sizeof(float));
-    RoundRow(head_input_, i, 0, config_.hidden_size);
+    RoundRow(head_input_, i);
   }
   worker.Barrier();
   const IndexRange share = worker.Share(config_.vocab_size, kRowGrain);
-  kernels::MatMul(View(head_input_, 0, head_rows_.size(), 0, config_.hidden_size),
-                  weights_->embedding.view(), share.begin, share.end,
-                  Writable(logits_, head_rows_.size()));
+  Multiply(head_input_, head_rows_.size(), weights_->embedding, share, logits_);
   const float cap = static_cast<float>(config_.final_logit_softcapping);
   if (cap == 0.0f) return;
   for (size_t i = 0; i < head_rows_.size(); ++i) {
@@ -340,10 +442,16 @@ void Transformer::OutputHead(Worker& worker) {
   }
 }
 
-void Transformer::NormRow(size_t row, const std::vector<float>& norm) {
+void Transformer::NormRow(size_t row, const std::vector<float>& norm, Block next) {
+  float* const normed = RowOf(normed_.f32, row);
   kernels::RmsNorm(RowOf(residual_, row), norm.data(), static_cast<float>(config_.rms_norm_eps),
-                   config_.hidden_size, RowOf(normed_.f32, row));
-  RoundRow(normed_, row, 0, config_.hidden_size);
+                   config_.hidden_size, normed);
+  if (compute_ == ComputeType::kInteger && config_.spark() && next == Block::kFeedForward) {
+    kernels::QuantizeActivations(normed, predictor_input_.view(), row);
+    kernels::QuantizeActivations(normed + config_.ffn_predictor_dim, rest_input_.view(), row);
+  } else {
+    RoundRow(normed_, row);
+  }
 }
 
 void Transformer::CountAttended(size_t layer, size_t row) {
@@ -355,7 +463,7 @@ void Transformer::CountAttended(size_t layer, size_t row) {
 TypedView Transformer::View(const DenseInput& input, size_t first_row, size_t rows,
                             size_t first_col, size_t cols) const {
   TypedView view = compute_ == ComputeType::kBF16 ? input.bf16.view() : input.f32.view();
-  const size_t offset = (first_row * view.stride + first_col) * kernels::SizeOf(view.dtype);
+  const size_t offset = (first_row * view.stride + first_col) * kernels::BytesOf(view.dtype, 1);
   view.data = static_cast<const std::byte*>(view.data) + offset;
   view.rows = rows;
   view.cols = cols;
@@ -363,15 +471,24 @@ TypedView Transformer::View(const DenseInput& input, size_t first_row, size_t ro
 }
 
 Transformer::DenseInput Transformer::MakeInput(size_t rows, size_t cols) const {
-  DenseInput input{Matrix(rows, cols, DType::kF32), Matrix()};
+  DenseInput input{Matrix(rows, cols, DType::kF32), Matrix(), QuantizedInput()};
   if (compute_ == ComputeType::kBF16) input.bf16 = Matrix(rows, cols, DType::kBF16);
+  if (compute_ == ComputeType::kInteger) input.integer = QuantizedInput(rows, cols);
   return input;
 }
 
-void Transformer::RoundRow(DenseInput& input, size_t row, size_t begin, size_t end) const {
-  if (compute_ != ComputeType::kBF16) return;
-  kernels::RoundToBF16(RowOf(input.f32, row) + begin, end - begin,
-                       static_cast<kernels::BF16*>(input.bf16.MutableRow(row)) + begin);
+void Transformer::RoundRow(DenseInput& input, size_t row) const {
+  switch (compute_) {
+    case ComputeType::kF32:
+      break;
+    case ComputeType::kBF16:
+      kernels::RoundToBF16(RowOf(input.f32, row), input.f32.cols(),
+                           static_cast<kernels::BF16*>(input.bf16.MutableRow(row)));
+      break;
+    case ComputeType::kInteger:
+      kernels::QuantizeActivations(RowOf(input.f32, row), input.integer.view(), row);
+      break;
+  }
 }
 
 size_t Transformer::FirstVisible(size_t layer, size_t position) const {

@@ -3,6 +3,7 @@
 #ifndef FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_
 #define FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "runtime/model/activity.h"
 #include "runtime/model/compute_type.h"
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/quantized_input.h"
 #include "runtime/model/rope_table.h"
 #include "runtime/threading/worker_pool.h"
 
@@ -39,7 +41,8 @@ struct SequenceSlice {
 class Transformer {
  public:
   /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. `pool`
-  /// outlives this.
+  /// outlives this. `compute` is kInteger exactly where the weights are quantized, and kBF16 needs
+  /// bf16 weights.
   Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute, WorkerPool* pool,
               size_t max_rows, size_t max_logit_rows);
   ~Transformer();
@@ -66,37 +69,46 @@ class Transformer {
     size_t position;
     float* const* blocks;
   };
-  // An input of dense products: always in f32, and rounded to bf16 where that is the compute type.
+  // An input of dense products: always in f32, and rounded to what the compute type says.
   struct DenseInput {
     Matrix f32;
     Matrix bf16;
+    QuantizedInput integer;
   };
   struct WorkerScratch;
+  // What reads a normed row next: attention and the head take it whole, a Spark FFN in two parts.
+  enum class Block : uint8_t { kAttentionOrHead, kFeedForward };
 
   void ListRows(std::span<const SequenceSlice> batch);
 
   // The steps of a layer. Every member of the team runs each on its share; each ends in a barrier.
   void Embed(Worker& worker);
-  void Project(Worker& worker, const DenseInput& input, const Matrix& weight, Matrix& output);
+  void Project(Worker& worker, DenseInput& input, const Matrix& weight, Matrix& output);
   void RotateAndStore(Worker& worker, size_t layer);
   void AttendRows(Worker& worker, size_t layer);
+  void RoundAttended(Worker& worker);
   void AddNormed(Worker& worker, size_t layer, const std::vector<float>& norm,
-                 const std::vector<float>& next_norm);
+                 const std::vector<float>& next_norm, Block next);
   void SparseFeedForward(Worker& worker, size_t layer);
   void DenseFeedForward(Worker& worker, size_t layer);
   void OutputHead(Worker& worker);
 
   // What one row needs inside those steps.
-  void NormRow(size_t row, const std::vector<float>& norm);
+  void NormRow(size_t row, const std::vector<float>& norm, Block next);
   void SelectActive(size_t layer, size_t row);
+  void AddShard(size_t layer, size_t shard, IndexRange rows, bool own_sums);
+  void AddActive(size_t layer, size_t row, IndexRange active, float* sum);
+  float* ShardSum(size_t row, size_t shard);
   void AttendHead(Worker& worker, size_t layer, size_t row, size_t head);
   void CountAttended(size_t layer, size_t row);
   void CountUnion(size_t layer);
 
+  void Multiply(DenseInput& input, size_t rows, const Matrix& weight, IndexRange share,
+                Matrix& output) const;
   kernels::TypedView View(const DenseInput& input, size_t first_row, size_t rows, size_t first_col,
                           size_t cols) const;
   DenseInput MakeInput(size_t rows, size_t cols) const;
-  void RoundRow(DenseInput& input, size_t row, size_t begin, size_t end) const;
+  void RoundRow(DenseInput& input, size_t row) const;
   size_t FirstVisible(size_t layer, size_t position) const;
 
   const std::shared_ptr<const ModelWeights> weights_;
@@ -118,6 +130,8 @@ class Transformer {
   // Buffers. R = max_rows.
   Matrix residual_;                   // [R, d]
   DenseInput normed_;                 // [R, d]
+  QuantizedInput predictor_input_;    // [R, r], Spark with integers: normed[:r]
+  QuantizedInput rest_input_;         // [R, d − r]: normed[r:]
   Matrix qkv_;                        // [R, (H + 2G)·A]
   DenseInput attended_;               // [R, H·A]
   Matrix projected_;                  // [R, d]: what an attention or FFN block gives
@@ -127,10 +141,12 @@ class Transformer {
   Matrix excess_;                     // [R, F + slack], Spark: a > 0, compacted
   std::vector<uint32_t> active_;      // [R, F + slack], Spark: the neurons of excess_
   std::vector<uint32_t> num_active_;  // [R]
-  std::vector<uint8_t> needed_;       // [F]: 1 where a row of the step needs the neuron
-  DenseInput head_input_;             // [max_logit_rows, d]
-  Matrix logits_;                     // [max_logit_rows, vocab]
-  std::vector<uint32_t> kept_;        // [R, H]
+  Matrix shard_sums_;                 // Spark: [few rows · shards or R, d]
+  std::atomic<size_t> next_shard_{0};
+  std::vector<uint8_t> needed_;  // [F]: 1 where a row of the step needs the neuron
+  DenseInput head_input_;        // [max_logit_rows, d]
+  Matrix logits_;                // [max_logit_rows, vocab]
+  std::vector<uint32_t> kept_;   // [R, H]
   std::vector<WorkerScratch> scratch_;
 
   std::vector<RowActivity> row_activity_;  // [layers, rows of the step]

@@ -553,8 +553,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
                                                        const EngineOptions& options,
                                                        WorkerPool* pool, EngineObserver* observer) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  if (compute == ComputeType::kBF16 && weights->dtype != kernels::DType::kBF16) {
-    return absl::InvalidArgumentError("compute bf16 needs bf16 weights; these are f32");
+  if (auto possible = ResolveComputeType(compute, weights->dtype); !possible.ok()) {
+    return possible.status();
   }
   EngineOptions resolved = options;
   if (resolved.kv_cache_bytes == 0) {

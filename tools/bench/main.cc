@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -38,27 +41,31 @@ struct Options {
   bool json = false;
 };
 
+// --weights: how a checkpoint is loaded, and the type of synthetic weights.
+const std::map<std::string, std::pair<WeightFormat, kernels::DType>> kFormats = {
+    {"auto", {WeightFormat::kAuto, kernels::DType::kBF16}},
+    {"f32", {WeightFormat::kF32, kernels::DType::kF32}},
+    {"bf16", {WeightFormat::kBF16, kernels::DType::kBF16}},
+    {"int8", {WeightFormat::kI8, kernels::DType::kI8}},
+    {"int4", {WeightFormat::kI4, kernels::DType::kI4}}};
+
 struct Model {
   std::shared_ptr<const ModelWeights> weights;
   bool trained = false;
 };
 
 absl::StatusOr<std::vector<Model>> LoadModels(const Options& options) {
-  const WeightFormat format = options.weights == "bf16"  ? WeightFormat::kBF16
-                              : options.weights == "f32" ? WeightFormat::kF32
-                                                         : WeightFormat::kAuto;
+  const auto [format, synthetic] = kFormats.at(options.weights);
   std::vector<Model> models;
   for (const std::string& folder : options.models) {
     auto weights = LoadWeights(folder, format);
     if (!weights.ok()) return weights.status();
     models.push_back({*std::move(weights), true});
   }
-  const kernels::DType dtype =
-      options.weights == "f32" ? kernels::DType::kF32 : kernels::DType::kBF16;
   if (!options.shape.empty()) {
     auto config = NamedShape(options.shape);
     if (!config.ok()) return config.status();
-    models.push_back({MakeSyntheticWeights(*config, dtype, 1), false});
+    models.push_back({MakeSyntheticWeights(*config, synthetic, 1), false});
   }
   if (options.twin && models.size() == 1) {
     const ModelConfig& config = models[0].weights->config;
@@ -110,13 +117,15 @@ absl::StatusOr<Report> Run(const Options& options) {
   auto models = LoadModels(options);
   if (!models.ok()) return models.status();
   if (absl::Status status = CheckLengths(options, *models); !status.ok()) return status;
+  std::optional<ComputeType> wanted;
+  if (options.compute == "f32") wanted = ComputeType::kF32;
+  if (options.compute == "bf16") wanted = ComputeType::kBF16;
   ComputeType compute = ComputeType::kF32;
   for (const Model& model : *models) {
-    if (options.compute == "bf16" && model.weights->dtype != kernels::DType::kBF16) {
-      return absl::InvalidArgumentError("--compute bf16 needs bf16 weights; these are f32");
-    }
+    const auto resolved = ResolveComputeType(wanted, model.weights->dtype);
+    if (!resolved.ok()) return resolved.status();
+    compute = *resolved;
   }
-  if (options.compute == "bf16") compute = ComputeType::kBF16;
 
   Report report;
   report.cpu = CpuName();
@@ -140,10 +149,8 @@ absl::StatusOr<Report> Run(const Options& options) {
   const std::vector<Setting> settings = ListSettings(options);
   for (const Setting& setting : settings) {
     for (const Model& model : *models) {
-      report.series.push_back({setting,
-                               model.weights->config.spark(),
-                               model.weights->dtype == kernels::DType::kBF16 ? "bf16" : "f32",
-                               {}});
+      report.series.push_back(
+          {setting, model.weights->config.spark(), DTypeName(model.weights->dtype), {}});
     }
   }
   // Models alternate inside, repetitions are the outer loop: a slow minute hits all of them.
@@ -174,7 +181,7 @@ int Main(int argc, char** argv) {
   app.add_flag("--twin", options.twin,
                "Measure a dense model of equal parameter count beside it (synthetic weights)");
   app.add_option("--weights", options.weights, "Weight format")
-      ->check(CLI::IsMember({"auto", "bf16", "f32"}))
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}))
       ->capture_default_str();
   app.add_option("--compute", options.compute, "Precision of activations and products")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))

@@ -1,0 +1,94 @@
+// Integer products on one thread; the rate is of the bytes of weights.
+
+#include <algorithm>
+
+#include "kernels/bench_util.h"
+#include "kernels/quantized.h"
+
+namespace firesteel::kernels {
+namespace {
+
+AlignedVector<uint8_t> SomeBytes(size_t n) {
+  AlignedVector<uint8_t> out(n);
+  uint32_t state = 1;
+  for (uint8_t& v : out) {
+    state = state * 1664525u + 1013904223u;
+    v = static_cast<uint8_t>(state >> 24);
+  }
+  return out;
+}
+
+// Args: tokens, rows, depth, 1 for 4 bits. Copies of the weights are used in turn, so that no cache
+// below 512 MB keeps them.
+void MatMul(benchmark::State& state) {
+  const auto tokens = static_cast<size_t>(state.range(0)),
+             rows = static_cast<size_t>(state.range(1)),
+             depth = static_cast<size_t>(state.range(2));
+  const DType dtype = state.range(3) != 0 ? DType::kI4 : DType::kI8;
+  const size_t bytes = BytesOf(dtype, rows * depth);
+  const size_t copies = std::max<size_t>(1, (size_t{512} << 20) / bytes);
+  const auto memory = SomeBytes(copies * bytes);
+  const AlignedVector<float> row_scales(rows, 0.01f);
+  const AlignedVector<BF16> block_scales(rows * depth / kI4Block, ToBF16(0.01f));
+
+  AlignedVector<int8_t> planes(2 * tokens * depth);
+  AlignedVector<int32_t> numbers(tokens * depth / 4 + 2 * tokens);
+  AlignedVector<float> scales(tokens);
+  const QuantizedRows x{planes.data(),
+                        planes.data() + tokens * depth,
+                        numbers.data(),
+                        scales.data(),
+                        numbers.data() + tokens * depth / 4,
+                        numbers.data() + tokens * depth / 4 + tokens,
+                        tokens,
+                        depth,
+                        depth};
+  const auto values = NormalFloats(depth);
+  for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), x, t);
+  AlignedVector<float> y(tokens * rows);
+  size_t at = 0;
+  for (auto _ : state) {
+    at = (at + 1) % copies;
+    const TypedView w{memory.data() + at * bytes, dtype, rows, depth, depth, row_scales.data(),
+                      block_scales.data()};
+    QuantizedMatMul(x, w, 0, rows, {y.data(), tokens, rows, rows});
+    benchmark::ClobberMemory();
+  }
+  SetBytes(state, static_cast<double>(bytes));
+}
+
+BENCHMARK(MatMul)
+    ->ArgNames({"tokens", "rows", "depth", "int4"})
+    ->Args({1, 13824, 1024, 0})
+    ->Args({1, 4096, 2304, 0})
+    ->Args({8, 4096, 2304, 0})
+    ->Args({64, 4096, 2304, 0})
+    ->Args({1, 13824, 1024, 1})
+    ->Args({1, 4096, 2304, 1})
+    ->Args({8, 4096, 2304, 1});
+
+void Activations(benchmark::State& state) {
+  const auto depth = static_cast<size_t>(state.range(0));
+  AlignedVector<int8_t> planes(2 * depth);
+  AlignedVector<int32_t> numbers(depth / 4 + 2);
+  float scale = 0;
+  const QuantizedRows x{planes.data(),
+                        planes.data() + depth,
+                        numbers.data(),
+                        &scale,
+                        numbers.data() + depth / 4,
+                        numbers.data() + depth / 4 + 1,
+                        1,
+                        depth,
+                        depth};
+  const auto values = NormalFloats(depth);
+  for (auto _ : state) {
+    QuantizeActivations(values.data(), x, 0);
+    benchmark::ClobberMemory();
+  }
+}
+
+BENCHMARK(Activations)->ArgName("depth")->Arg(2304);
+
+}  // namespace
+}  // namespace firesteel::kernels

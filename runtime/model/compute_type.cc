@@ -1,0 +1,23 @@
+#include "runtime/model/compute_type.h"
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "runtime/checkpoint/weights.h"
+
+namespace firesteel {
+
+absl::StatusOr<ComputeType> ResolveComputeType(std::optional<ComputeType> wanted,
+                                               kernels::DType weights) {
+  const bool quantized = kernels::IsQuantized(weights);
+  // f32 is more exact than bf16, and nowhere slower: see docs/benchmarks.md.
+  if (!wanted.has_value()) return quantized ? ComputeType::kInteger : ComputeType::kF32;
+  const bool possible = *wanted == ComputeType::kF32    ? !quantized
+                        : *wanted == ComputeType::kBF16 ? weights == kernels::DType::kBF16
+                                                        : quantized;
+  if (possible) return *wanted;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "compute ", ComputeTypeName(*wanted), " does not go with ", DTypeName(weights),
+      " weights: f32 needs bf16 or f32 weights, bf16 needs bf16 ones; auto goes with any"));
+}
+
+}  // namespace firesteel
