@@ -11,6 +11,7 @@
 // The rest is compiled once per target, so it has to follow foreach_target.h.
 #include "hwy/highway.h"
 #include "kernels/bench_util.h"
+#include "kernels/memory_read.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
@@ -47,20 +48,6 @@ double MultiplyAdds(size_t steps, float* out) {
   return 2.0 * 12.0 * static_cast<double>(steps * hn::Lanes(d));
 }
 
-// Reads `words` 32-bit words, a multiple of 64, from four streams.
-uint32_t ReadAll(const uint32_t* p, size_t words) {
-  const hn::ScalableTag<uint32_t> d;
-  const size_t quarter = words / 4;
-  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
-  for (size_t i = 0; i < quarter; i += hn::Lanes(d)) {
-    s0 = hn::Xor(s0, hn::LoadU(d, p + i));
-    s1 = hn::Xor(s1, hn::LoadU(d, p + quarter + i));
-    s2 = hn::Xor(s2, hn::LoadU(d, p + 2 * quarter + i));
-    s3 = hn::Xor(s3, hn::LoadU(d, p + 3 * quarter + i));
-  }
-  return hn::ReduceMax(d, hn::Xor(hn::Xor(s0, s1), hn::Xor(s2, s3)));
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace firesteel::kernels
 HWY_AFTER_NAMESPACE();
@@ -70,7 +57,6 @@ namespace firesteel::kernels {
 namespace {
 
 HWY_EXPORT(MultiplyAdds);
-HWY_EXPORT(ReadAll);
 
 void FmaPeak(benchmark::State& state) {
   float values[3] = {0.5f, 1.0f, 0.0f};
@@ -89,7 +75,7 @@ void ReadBandwidth(benchmark::State& state) {
   AlignedVector<uint32_t> memory(bytes / sizeof(uint32_t));
   std::iota(memory.begin(), memory.end(), 0u);
   for (auto _ : state) {
-    benchmark::DoNotOptimize(HWY_DYNAMIC_DISPATCH(ReadAll)(memory.data(), memory.size()));
+    benchmark::DoNotOptimize(ReadAll(memory.data(), bytes));
   }
   SetBytes(state, static_cast<double>(bytes));
 }
