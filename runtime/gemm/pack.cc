@@ -47,34 +47,93 @@ void PackPanelOutIn(const uint8_t* from, size_t stride, size_t rows, size_t byte
   }
 }
 
-// Weights [K, N]: the rows of a group are interleaved.
-template <typename T>
-void PackPanelInOut(const T* from, size_t stride, size_t cols, size_t rows, size_t depth,
-                    T* panel) {
-  constexpr size_t kGroup = 4 / sizeof(T);
-  for (size_t k = 0; k < depth; k += kGroup) {
-    const T* row = from + k * stride;
-    T* to = panel + k * kPackCols;
-    if (cols == kPackCols && k + kGroup <= rows) {
-      for (size_t j = 0; j < kPackCols; ++j) {
-        for (size_t i = 0; i < kGroup; ++i) to[j * kGroup + i] = row[i * stride + j];
-      }
-      continue;
-    }
-    for (size_t j = 0; j < kPackCols; ++j) {
-      for (size_t i = 0; i < kGroup; ++i) {
-        to[j * kGroup + i] = j < cols && k + i < rows ? row[i * stride + j] : T{0};
-      }
-    }
+// 16 bytes as SSE2 and every later CPU interleaves them; elsewhere the compiler makes do.
+using Bytes = uint8_t __attribute__((vector_size(16)));
+using Halves = uint16_t __attribute__((vector_size(16)));
+
+template <typename V>
+V Load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+template <typename V>
+void Store(V v, void* to) {
+  std::memcpy(to, &v, sizeof(v));
+}
+
+Bytes ZipLower(Bytes a, Bytes b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+Bytes ZipUpper(Bytes a, Bytes b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
+}
+Halves ZipLower(Halves a, Halves b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+Halves ZipUpper(Halves a, Halves b) {
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
+// 64 elements of each of the rows of a group, side by side.
+void Interleave(const uint8_t* row, size_t stride, uint8_t* to) {
+  for (size_t j = 0; j < kPackCols; j += 16, to += 64) {
+    const auto r0 = Load<Bytes>(row + j);
+    const auto r1 = Load<Bytes>(row + j + stride);
+    const auto r2 = Load<Bytes>(row + j + 2 * stride);
+    const auto r3 = Load<Bytes>(row + j + 3 * stride);
+    const auto lower01 = reinterpret_cast<Halves>(ZipLower(r0, r1));
+    const auto upper01 = reinterpret_cast<Halves>(ZipUpper(r0, r1));
+    const auto lower23 = reinterpret_cast<Halves>(ZipLower(r2, r3));
+    const auto upper23 = reinterpret_cast<Halves>(ZipUpper(r2, r3));
+    Store(ZipLower(lower01, lower23), to);
+    Store(ZipUpper(lower01, lower23), to + 16);
+    Store(ZipLower(upper01, upper23), to + 32);
+    Store(ZipUpper(upper01, upper23), to + 48);
+  }
+}
+void Interleave(const uint16_t* row, size_t stride, uint16_t* to) {
+  for (size_t j = 0; j < kPackCols; j += 8, to += 16) {
+    const auto r0 = Load<Halves>(row + j);
+    const auto r1 = Load<Halves>(row + j + stride);
+    Store(ZipLower(r0, r1), to);
+    Store(ZipUpper(r0, r1), to + 8);
   }
 }
 
+// Weights [K, N]: the rows of a group are interleaved. Each row is read over all panels before the
+// next, as a panel alone has but a line or two of it.
 template <typename T>
 void PackInOut(const WeightBlock& block, size_t depth, T* packed) {
+  constexpr size_t kGroup = 4 / sizeof(T);
+  constexpr size_t kAhead = 8;  // groups that are fetched meanwhile
   const T* from = static_cast<const T*>(block.data);
-  for (size_t n = 0; n < block.cols; n += kPackCols) {
-    PackPanelInOut(from + n, block.stride, std::min(kPackCols, block.cols - n), block.depth, depth,
-                   packed + n * depth);
+  for (size_t k = 0; k < depth; k += kGroup) {
+    const bool whole_group = k + kGroup <= block.depth;
+    const T* row = from + k * block.stride;
+    const bool more = k + (kAhead + 1) * kGroup <= block.depth;
+    for (size_t n = 0; n < block.cols; n += kPackCols) {
+      T* to = packed + n * depth + k * kPackCols;
+      if (more) {
+        for (size_t i = 0; i < kGroup; ++i) {
+          const T* ahead = row + (kAhead * kGroup + i) * block.stride + n;
+          for (size_t j = 0; j < kPackCols * sizeof(T); j += 64) {
+            __builtin_prefetch(reinterpret_cast<const char*>(ahead) + j);
+          }
+        }
+      }
+      if (whole_group && n + kPackCols <= block.cols) {
+        Interleave(row + n, block.stride, to);
+        continue;
+      }
+      for (size_t j = 0; j < kPackCols; ++j) {
+        for (size_t i = 0; i < kGroup; ++i) {
+          const bool inside = n + j < block.cols && k + i < block.depth;
+          to[j * kGroup + i] = inside ? row[i * block.stride + n + j] : T{0};
+        }
+      }
+    }
   }
 }
 
