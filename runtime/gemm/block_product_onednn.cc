@@ -3,11 +3,12 @@
 #include <dlfcn.h>
 
 #include <array>
-#include <new>
+#include <bit>
+#include <cstdint>
+#include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <string_view>
+#include <string>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/tensor.h"
 #include "runtime/gemm/block_product.h"
