@@ -14,3 +14,10 @@ find_package(CLI11 REQUIRED)
 find_package(GTest REQUIRED)
 find_package(benchmark REQUIRED)
 pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
+
+# Optional: oneDNN multiplies on the matrix units of some x86 CPUs (runtime/gemm). Releases from 3.0
+# on are found by the same name.
+find_package(dnnl QUIET)
+if(NOT TARGET DNNL::dnnl)
+  message(STATUS "oneDNN not found: prefill will not use matrix units")
+endif()
