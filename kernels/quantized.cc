@@ -64,8 +64,8 @@ void QuantizeActivationsImpl(const float* x, const QuantizedRows& out, size_t ro
   const auto inverse = hn::Set(df, largest > 0.0f ? kLargestActivation / largest : 0.0f);
   const auto bound = hn::Set(df, kLargestActivation);
   const auto half = hn::Set(di, 128);
-  int8_t* const high = out.high + row * out.stride;
-  int8_t* const low = out.low + row * out.stride;
+  int8_t* const high = out.High(row);
+  int8_t* const low = out.Low(row);
   auto high_sum = hn::Zero(di);
   auto low_sum = hn::Zero(di);
   const auto put = [&](auto v, size_t i) HWY_ATTR {
@@ -94,7 +94,7 @@ void QuantizeActivationsImpl(const float* x, const QuantizedRows& out, size_t ro
   out.low_sums[row] = hn::ReduceSum(di, low_sum);
 
   const SumTag ds;
-  int32_t* const offsets = out.nibble_offsets + row * out.stride / 4;
+  int32_t* const offsets = out.NibbleOffsets(row);
   const auto eight = hn::Set(ByteTag(), 8);
   for (size_t j = 0; j < padded; j += 4 * hn::Lanes(ds)) {
     const auto four =
@@ -206,9 +206,9 @@ HWY_INLINE hn::Vec<hn::FixedTag<int32_t, 4>> SumsOfFour(SumVec a, SumVec b, SumV
 // A tile's tokens.
 struct Token {
   Token(const QuantizedRows& x, size_t t)
-      : high(x.high + t * x.stride),
-        low(x.low + t * x.stride),
-        nibble_offsets(x.nibble_offsets + t * x.stride / 4),
+      : high(x.High(t)),
+        low(x.Low(t)),
+        nibble_offsets(x.NibbleOffsets(t)),
         scale(x.scales[t]),
         high_sum(x.high_sums[t]),
         low_sum(x.low_sums[t]) {}
@@ -436,6 +436,29 @@ void QuantizedMaskedMatVecImpl(const QuantizedRows& x, const TypedView& w, const
       [&](size_t) { return out + begin; });
 }
 
+void CombinePlanesImpl(const int32_t* high, const int32_t* low, float scale,
+                       const float* row_scales, size_t num, float* y) {
+  const hn::CappedTag<float, 16> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const size_t lanes = hn::Lanes(df);
+  const auto combine = [&](auto h, auto l, auto row_scale) HWY_ATTR {
+    const auto product =
+        hn::MulAdd(hn::ConvertTo(df, h), hn::Set(df, 256.0f), hn::ConvertTo(df, l));
+    return hn::Mul(product, hn::Mul(row_scale, hn::Set(df, scale)));
+  };
+  size_t i = 0;
+  for (; i + lanes <= num; i += lanes) {
+    hn::StoreU(
+        combine(hn::LoadU(di, high + i), hn::LoadU(di, low + i), hn::LoadU(df, row_scales + i)), df,
+        y + i);
+  }
+  if (const size_t n = num - i; n != 0) {
+    hn::StoreN(combine(hn::LoadN(di, high + i, n), hn::LoadN(di, low + i, n),
+                       hn::LoadN(df, row_scales + i, n)),
+               df, y + i, n);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace firesteel::kernels
 HWY_AFTER_NAMESPACE();
@@ -446,11 +469,12 @@ namespace firesteel::kernels {
 HWY_EXPORT(QuantizeActivationsImpl);
 HWY_EXPORT(QuantizeWeightsI8Impl);
 HWY_EXPORT(QuantizeWeightsI4Impl);
+HWY_EXPORT(CombinePlanesImpl);
 HWY_EXPORT(QuantizedMatMulImpl);
 HWY_EXPORT(QuantizedMaskedMatVecImpl);
 
 void QuantizeActivations(const float* x, const QuantizedRows& out, size_t row) {
-  HWY_DASSERT(row < out.rows && out.cols <= out.stride && out.stride % kQuantizedPadding == 0);
+  HWY_DASSERT(row < out.rows && out.cols <= out.plane && out.plane % kQuantizedPadding == 0);
   HWY_DASSERT(out.cols <= kMaxQuantizedCols);
   HWY_DYNAMIC_DISPATCH(QuantizeActivationsImpl)(x, out, row);
 }
@@ -500,6 +524,11 @@ void QuantizedMaskedMatVec(const QuantizedRows& x, const TypedView& w, const uin
                            size_t begin, size_t end, float* out) {
   HWY_DASSERT(IsQuantized(w.dtype) && x.cols == w.cols && begin <= end);
   HWY_DYNAMIC_DISPATCH(QuantizedMaskedMatVecImpl)(x, w, active, begin, end, out);
+}
+
+void CombinePlanes(const int32_t* high, const int32_t* low, float scale, const float* row_scales,
+                   size_t num, float* y) {
+  HWY_DYNAMIC_DISPATCH(CombinePlanesImpl)(high, low, scale, row_scales, num, y);
 }
 
 }  // namespace firesteel::kernels

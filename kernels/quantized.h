@@ -23,31 +23,32 @@ inline constexpr size_t kQuantizedPadding = kI4Group;
 /// The longest row: sums of products of bytes stay within 32 bits.
 inline constexpr size_t kMaxQuantizedCols = 65536;
 
-/// Activations [rows, cols] as integers, in memory that somebody else owns; `stride`, a multiple of
-/// kQuantizedPadding, from one row to the next.
+/// Activations [rows, cols] as integers, in memory that somebody else owns. The planes of a row lie
+/// side by side, so that both are rows of one matrix [2 · rows, plane] of bytes.
 struct QuantizedRows {
-  int8_t* high = nullptr;  // [rows, stride], in [−127, 127], zeros from cols on
-  int8_t* low = nullptr;   // [rows, stride], zeros from cols on
-  int32_t* nibble_offsets =
-      nullptr;                   // [rows, stride / 4]: −8 · the sum of four neighbours of `high`
-  float* scales = nullptr;       // [rows]
-  int32_t* high_sums = nullptr;  // [rows]
-  int32_t* low_sums = nullptr;   // [rows]
+  int8_t* planes = nullptr;           // [rows, high and low, plane], zeros from cols on
+  int32_t* nibble_offsets = nullptr;  // [rows, plane / 4]: −8 · the sum of four neighbours of high
+  float* scales = nullptr;            // [rows]
+  int32_t* high_sums = nullptr;       // [rows]
+  int32_t* low_sums = nullptr;        // [rows]
   size_t rows = 0;
   size_t cols = 0;
-  size_t stride = 0;
+  size_t plane = 0;  // a multiple of kQuantizedPadding
 
-  /// The rows from `first` on.
+  int8_t* High(size_t row) const { return planes + row * 2 * plane; }  // in [−127, 127]
+  int8_t* Low(size_t row) const { return High(row) + plane; }
+  int32_t* NibbleOffsets(size_t row) const { return nibble_offsets + row * plane / 4; }
+
+  /// `count` rows from `first` on.
   QuantizedRows From(size_t first, size_t count) const {
-    return {high + first * stride,
-            low + first * stride,
-            nibble_offsets + first * stride / 4,
+    return {High(first),
+            NibbleOffsets(first),
             scales + first,
             high_sums + first,
             low_sums + first,
             count,
             cols,
-            stride};
+            plane};
   }
 };
 
@@ -79,6 +80,12 @@ void QuantizedMatMul(const QuantizedRows& x, const TypedView& w, size_t row_begi
 /// bits of QuantizedMatMul. active: indices < w.rows. Thread-safe for disjoint ranges.
 void QuantizedMaskedMatVec(const QuantizedRows& x, const TypedView& w, const uint32_t* active,
                            size_t begin, size_t end, float* out);
+
+/// What QuantizedMatMul makes of the sums of products of 8-bit weights with the two planes of one
+/// row, for those who add them up elsewhere: y[n] = (256 · high[n] + low[n]) · scale ·
+/// row_scales[n], n < num.
+void CombinePlanes(const int32_t* high, const int32_t* low, float scale, const float* row_scales,
+                   size_t num, float* y);
 
 }  // namespace firesteel::kernels
 

@@ -35,7 +35,6 @@ void MatMul(benchmark::State& state) {
   AlignedVector<int32_t> numbers(tokens * depth / 4 + 2 * tokens);
   AlignedVector<float> scales(tokens);
   const QuantizedRows x{planes.data(),
-                        planes.data() + tokens * depth,
                         numbers.data(),
                         scales.data(),
                         numbers.data() + tokens * depth / 4,
@@ -73,7 +72,6 @@ void Activations(benchmark::State& state) {
   AlignedVector<int32_t> numbers(depth / 4 + 2);
   float scale = 0;
   const QuantizedRows x{planes.data(),
-                        planes.data() + depth,
                         numbers.data(),
                         &scale,
                         numbers.data() + depth / 4,

@@ -21,29 +21,28 @@ struct Activations {
   Activations(size_t num_rows, size_t num_cols)
       : rows(num_rows),
         cols(num_cols),
-        stride(RoundUp(num_cols, kQuantizedPadding)),
-        high(rows * stride),
-        low(rows * stride),
-        offsets(rows * stride / 4),
+        plane(RoundUp(num_cols, kQuantizedPadding)),
+        planes(2 * rows * plane),
+        offsets(rows * plane / 4),
         scales(rows),
         high_sums(rows),
         low_sums(rows) {}
   QuantizedRows view() {
-    return {high.data(),     low.data(), offsets.data(), scales.data(), high_sums.data(),
-            low_sums.data(), rows,       cols,           stride};
+    return {planes.data(),   offsets.data(), scales.data(), high_sums.data(),
+            low_sums.data(), rows,           cols,          plane};
   }
   // The value that row and column stand for; the upper plane alone where the weights have 4 bits.
   double At(size_t row, size_t col, DType weights) const {
-    const double fine = weights == DType::kI8 ? low[row * stride + col] : 0.0;
-    return static_cast<double>(scales[row]) * (256.0 * high[row * stride + col] + fine);
+    const double fine = weights == DType::kI8 ? planes[(2 * row + 1) * plane + col] : 0.0;
+    return static_cast<double>(scales[row]) * (256.0 * planes[2 * row * plane + col] + fine);
   }
   bool GuardsIntact() {
-    return high.GuardsIntact() && low.GuardsIntact() && offsets.GuardsIntact() &&
-           scales.GuardsIntact() && high_sums.GuardsIntact() && low_sums.GuardsIntact();
+    return planes.GuardsIntact() && offsets.GuardsIntact() && scales.GuardsIntact() &&
+           high_sums.GuardsIntact() && low_sums.GuardsIntact();
   }
 
-  const size_t rows, cols, stride;
-  Guarded<int8_t> high, low;
+  const size_t rows, cols, plane;
+  Guarded<int8_t> planes;
   Guarded<int32_t> offsets;
   Guarded<float> scales;
   Guarded<int32_t> high_sums, low_sums;
@@ -94,23 +93,24 @@ TEST_P(QuantizedTest, ActivationsRoundToSixteenBits) {
     QuantizeActivations(x.data(), q.view(), 1);
     const double step = MaxAbs(x.span()) / (127 * 256);
     int64_t high_sum = 0, low_sum = 0;
-    for (size_t i = 0; i < q.stride; ++i) {
-      const int high = q.high[q.stride + i], low = q.low[q.stride + i];
+    const QuantizedRows row = q.view().From(1, 1);
+    for (size_t i = 0; i < q.plane; ++i) {
+      const int high = row.High(0)[i], low = row.Low(0)[i];
       high_sum += high;
       low_sum += low;
       ASSERT_LE(std::abs(high), 127);
       const double value = i < cols ? static_cast<double>(x[i]) : 0.0;
       ASSERT_NEAR(step * (256 * high + low), value, step * 0.51) << cols << " at " << i;
       if (i % 4 == 3) {
-        const int8_t* four = &q.high[q.stride + i - 3];
-        ASSERT_EQ(q.offsets[(q.stride + i) / 4], -8 * (four[0] + four[1] + four[2] + four[3]));
+        const int8_t* four = row.High(0) + i - 3;
+        ASSERT_EQ(row.NibbleOffsets(0)[i / 4], -8 * (four[0] + four[1] + four[2] + four[3]));
       }
     }
     ASSERT_EQ(q.high_sums[1], high_sum);
     ASSERT_EQ(q.low_sums[1], low_sum);
     ASSERT_TRUE(q.GuardsIntact());
-    ASSERT_EQ(q.high[0], -1) << "the row before is untouched";
-    ASSERT_EQ(q.high[2 * q.stride], -1) << "the row behind is untouched";
+    ASSERT_EQ(q.view().Low(0)[q.plane - 1], -1) << "the row before is untouched";
+    ASSERT_EQ(q.view().High(2)[0], -1) << "the row behind is untouched";
   }
 }
 
@@ -273,6 +273,27 @@ TEST_P(QuantizedTest, MaskedMatVecHasTheBitsOfMatMul) {
       ASSERT_TRUE(out.GuardsIntact());
     }
   }
+}
+
+TEST_P(QuantizedTest, CombinedPlanesHaveTheBitsOfMatMul) {
+  const size_t cols = 150, rows = 37;
+  Weights w(random_, DType::kI8, rows, cols);
+  Activations q(1, cols);
+  QuantizeActivations(random_.Floats(cols).data(), q.view(), 0);
+  std::vector<float> expected(rows);
+  QuantizedMatMul(q.view(), w.view(), 0, rows, {expected.data(), 1, rows, rows});
+  std::vector<int32_t> high(rows), low(rows);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t c = 0; c < cols; ++c) {
+      const int weight = w.view().Row<int8_t>(r)[c];
+      high[r] += weight * q.view().High(0)[c];
+      low[r] += weight * q.view().Low(0)[c];
+    }
+  }
+  Guarded<float> y(rows);
+  CombinePlanes(high.data(), low.data(), q.scales[0], w.row_scales.data(), rows, y.data());
+  EXPECT_TRUE(SameBits(y.span(), expected));
+  EXPECT_TRUE(y.GuardsIntact());
 }
 
 // Integers are exact: for 8-bit weights every target gives the same bits.

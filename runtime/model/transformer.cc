@@ -12,6 +12,7 @@
 #include "kernels/quantized.h"
 #include "kernels/sparse_ffn.h"
 #include "kernels/statistical_topk.h"
+#include "runtime/gemm/gemm.h"
 
 namespace firesteel {
 namespace {
@@ -22,7 +23,14 @@ using kernels::TypedView;
 
 // Shares of a matrix's rows or columns are cut at these, so that no two workers write one cache
 // line.
-constexpr size_t kRowGrain = 16;
+constexpr size_t kRowGrain = 64;
+static_assert(kRowGrain % gemm::kRowGrain == 0);
+
+// From so many rows on, products are worth packing weights for the matrix units, which compute 64
+// rows at a time.
+constexpr size_t kMinMatrixRows = 24;
+// Integer sums of so many outputs at a time wait in the L2 cache to be scaled.
+constexpr size_t kSumOutputs = 256;
 
 // The neurons of a Spark FFN are cut into so many ranges. A row's contributions are added up range
 // by range, then the ranges in order: the order of additions is the row's own, whoever computes it.
@@ -43,8 +51,10 @@ MatView Writable(Matrix& matrix, size_t rows) {
 }  // namespace
 
 struct Transformer::WorkerScratch {
-  Matrix attention;            // [1, AttentionScratchFloats(context)]
-  std::vector<uint32_t> kept;  // [context + slack]
+  Matrix attention;                  // [1, AttentionScratchFloats(context)]
+  std::vector<uint32_t> kept;        // [context + slack]
+  std::unique_ptr<gemm::Gemm> gemm;  // null: no matrix units, or no use for them
+  std::vector<int32_t> sums;         // [2 · max_rows, kSumOutputs], with gemm and integers
 };
 
 Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
@@ -82,7 +92,12 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
   row_activity_.resize(config_.num_layers * max_rows);
   for (size_t i = 0; i < pool->num_threads(); ++i) {
     scratch_.push_back({Matrix(1, kernels::AttentionScratchFloats(context), DType::kF32),
-                        std::vector<uint32_t>(context + kernels::kCompactionSlack)});
+                        std::vector<uint32_t>(context + kernels::kCompactionSlack),
+                        nullptr,
+                        {}});
+    if (compute_ == ComputeType::kF32 || max_rows < kMinMatrixRows || !gemm::Available()) continue;
+    if (auto gemm = gemm::Gemm::Create(); gemm.ok()) scratch_.back().gemm = *std::move(gemm);
+    scratch_.back().sums.resize(2 * max_rows * kSumOutputs);
   }
 
   if (!config_.spark()) {
@@ -113,28 +128,49 @@ Transformer::~Transformer() = default;
 void Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe) {
   ListRows(batch);
   probe_ = probe;
+  phase_start_ = std::chrono::steady_clock::now();
   pool_->Run([this](Worker& worker) {
     Embed(worker);
+    EndPhase(worker, Phase::kRest);
     for (size_t layer = 0; layer < config_.num_layers; ++layer) {
       const LayerWeights& w = weights_->layers[layer];
       Project(worker, normed_, w.qkv_proj, qkv_);
+      EndPhase(worker, Phase::kProjections);
       RotateAndStore(worker, layer);
+      EndPhase(worker, Phase::kRest);
       AttendRows(worker, layer);
+      EndPhase(worker, Phase::kAttention);
       RoundAttended(worker);
       Project(worker, attended_, w.o_proj, projected_);
+      EndPhase(worker, Phase::kProjections);
       AddNormed(worker, layer, w.post_attention_norm, w.pre_feedforward_norm, Block::kFeedForward);
+      EndPhase(worker, Phase::kRest);
       if (config_.spark()) {
         SparseFeedForward(worker, layer);
       } else {
         DenseFeedForward(worker, layer);
+        EndPhase(worker, Phase::kDenseFfn);
       }
       const bool last = layer + 1 == config_.num_layers;
       AddNormed(worker, layer, w.post_feedforward_norm,
                 last ? weights_->final_norm : weights_->layers[layer + 1].input_norm,
                 Block::kAttentionOrHead);
+      EndPhase(worker, Phase::kRest);
     }
     OutputHead(worker);
   });
+  const auto end = std::chrono::steady_clock::now();
+  phase_seconds_[static_cast<size_t>(Phase::kHead)] +=
+      std::chrono::duration<double>(end - phase_start_).count();
+}
+
+// Behind a barrier: the time since the last call belongs to `phase`.
+void Transformer::EndPhase(Worker& worker, Phase phase) {
+  if (worker.index() != 0) return;
+  const auto now = std::chrono::steady_clock::now();
+  phase_seconds_[static_cast<size_t>(phase)] +=
+      std::chrono::duration<double>(now - phase_start_).count();
+  phase_start_ = now;
 }
 
 std::span<float> Transformer::logits(size_t i) { return {RowOf(logits_, i), config_.vocab_size}; }
@@ -180,19 +216,47 @@ void Transformer::Embed(Worker& worker) {
 
 // output = input · weightᵀ, shared by the rows of the weight: each is read by one worker, once.
 void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weight, Matrix& output) {
-  Multiply(input, rows_.size(), weight, worker.Share(weight.rows(), kRowGrain), output);
+  Multiply(worker, input, rows_.size(), weight, worker.Share(weight.rows(), kRowGrain), output);
   worker.Barrier();
 }
 
 // The rows `share` of output = input · weightᵀ, for the first `rows` rows of the input.
-void Transformer::Multiply(DenseInput& input, size_t rows, const Matrix& weight, IndexRange share,
-                           Matrix& output) const {
+void Transformer::Multiply(Worker& worker, DenseInput& input, size_t rows, const Matrix& weight,
+                           IndexRange share, Matrix& output) {
   if (compute_ == ComputeType::kInteger) {
-    kernels::QuantizedMatMul(input.integer.view().From(0, rows), weight.view(), share.begin,
-                             share.end, Writable(output, rows));
+    MultiplyIntegers(worker, input.integer.view().From(0, rows), weight, share, output);
   } else {
     kernels::MatMul(View(input, 0, rows, 0, weight.cols()), weight.view(), share.begin, share.end,
                     Writable(output, rows));
+  }
+}
+
+// The same with integers. Sums of products are exact, so that the matrix units give the bits of the
+// kernel: whether a step has the rows for them changes nothing.
+void Transformer::MultiplyIntegers(Worker& worker, const kernels::QuantizedRows& input,
+                                   const Matrix& weight, IndexRange share, Matrix& output) {
+  WorkerScratch& scratch = scratch_[worker.index()];
+  const TypedView w = weight.view();
+  const size_t rows = input.rows;
+  if (scratch.gemm == nullptr || w.dtype != DType::kI8 || rows < kMinMatrixRows) {
+    kernels::QuantizedMatMul(input, w, share.begin, share.end, Writable(output, rows));
+    return;
+  }
+  const gemm::View<const int8_t> planes{input.planes, 2 * rows, w.cols, input.plane};
+  for (size_t first = share.begin; first < share.end; first += kSumOutputs) {
+    const size_t count = std::min(kSumOutputs, share.end - first);
+    const gemm::View<const int8_t> part{w.Row<int8_t>(first), count, w.cols, w.stride};
+    const gemm::View<int32_t> sums{scratch.sums.data(), 2 * rows, count, kSumOutputs};
+    const absl::Status status =
+        scratch.gemm->Int8(planes, part, gemm::WeightLayout::kOutIn, 0, count, sums);
+    if (!status.ok()) {
+      kernels::QuantizedMatMul(input, w, first, first + count, Writable(output, rows));
+      continue;
+    }
+    for (size_t row = 0; row < rows; ++row) {
+      kernels::CombinePlanes(sums.Row(2 * row), sums.Row(2 * row + 1), input.scales[row],
+                             w.row_scales + first, count, RowOf(output, row) + first);
+    }
   }
 }
 
@@ -280,18 +344,20 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   const size_t num_rows = rows_.size();
   const IndexRange neurons = worker.Share(config_.intermediate_size, kRowGrain);
   if (compute_ == ComputeType::kInteger) {
-    kernels::QuantizedMatMul(predictor_input_.view().From(0, num_rows), w.gate_proj.view(),
-                             neurons.begin, neurons.end, Writable(gate_, num_rows));
+    MultiplyIntegers(worker, predictor_input_.view().From(0, num_rows), w.gate_proj, neurons,
+                     gate_);
   } else {
     kernels::MatMul(View(normed_, 0, num_rows, 0, config_.ffn_predictor_dim), w.gate_proj.view(),
                     neurons.begin, neurons.end, Writable(gate_, num_rows));
   }
   worker.Barrier();
+  EndPhase(worker, Phase::kPredictor);
 
   if (worker.index() == 0) next_shard_.store(0, std::memory_order_relaxed);
   const IndexRange rows = worker.Share(num_rows);
   for (size_t row = rows.begin; row < rows.end; ++row) SelectActive(layer, row);
   worker.Barrier();
+  EndPhase(worker, Phase::kThreshold);
 
   if (worker.index() == 0) CountUnion(layer);
   if (num_rows <= kFewRows) {
@@ -321,6 +387,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
       }
     }
   }
+  EndPhase(worker, Phase::kSparseFfn);
   // AddNormed takes the same share of the rows: what it reads was written by the same worker.
 }
 
@@ -408,8 +475,8 @@ void Transformer::CountUnion(size_t layer) {
 void Transformer::DenseFeedForward(Worker& worker, size_t layer) {
   const LayerWeights& w = weights_->layers[layer];
   const IndexRange share = worker.Share(config_.intermediate_size, kRowGrain);
-  Multiply(normed_, rows_.size(), w.gate_proj, share, gate_);
-  Multiply(normed_, rows_.size(), w.up_proj, share, up_);
+  Multiply(worker, normed_, rows_.size(), w.gate_proj, share, gate_);
+  Multiply(worker, normed_, rows_.size(), w.up_proj, share, up_);
   for (size_t row = 0; row < rows_.size(); ++row) {
     kernels::GeluMul(RowOf(gate_, row) + share.begin, RowOf(up_, row) + share.begin,
                      share.end - share.begin, RowOf(hidden_.f32, row) + share.begin);
@@ -433,7 +500,7 @@ void Transformer::OutputHead(Worker& worker) {
   }
   worker.Barrier();
   const IndexRange share = worker.Share(config_.vocab_size, kRowGrain);
-  Multiply(head_input_, head_rows_.size(), weights_->embedding, share, logits_);
+  Multiply(worker, head_input_, head_rows_.size(), weights_->embedding, share, logits_);
   const float cap = static_cast<float>(config_.final_logit_softcapping);
   if (cap == 0.0f) return;
   for (size_t i = 0; i < head_rows_.size(); ++i) {

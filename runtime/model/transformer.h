@@ -3,7 +3,9 @@
 #ifndef FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_
 #define FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -31,6 +33,19 @@ struct SequenceSlice {
   std::span<float* const> kv_blocks;  // of the sequence, with room for all its positions
   LogitRows logits = LogitRows::kLast;
 };
+
+/// Parts of a step, by what a layer does, for measurements.
+enum class Phase : uint8_t {
+  kProjections,  // q, k, v, o
+  kAttention,
+  kPredictor,  // gate_proj of a Spark FFN
+  kThreshold,
+  kSparseFfn,
+  kDenseFfn,
+  kRest,  // embedding, norms, RoPE, rounding
+  kHead,
+};
+inline constexpr size_t kNumPhases = 8;
 
 /// Executes one model (spec: "Layer (Gemma-2)"), Spark or dense. Owns every buffer it needs, sized
 /// when it is made: Forward allocates nothing once its lists have grown to the batch.
@@ -61,6 +76,9 @@ class Transformer {
   std::span<const LayerActivity> activity() const { return layer_activity_; }
 
   size_t max_rows() const { return max_rows_; }
+
+  /// Seconds that each Phase has taken, summed over all Forwards.
+  const std::array<double, kNumPhases>& phase_seconds() const { return phase_seconds_; }
 
  private:
   // One token of the step.
@@ -103,8 +121,11 @@ class Transformer {
   void CountAttended(size_t layer, size_t row);
   void CountUnion(size_t layer);
 
-  void Multiply(DenseInput& input, size_t rows, const Matrix& weight, IndexRange share,
-                Matrix& output) const;
+  void EndPhase(Worker& worker, Phase phase);
+  void Multiply(Worker& worker, DenseInput& input, size_t rows, const Matrix& weight,
+                IndexRange share, Matrix& output);
+  void MultiplyIntegers(Worker& worker, const kernels::QuantizedRows& input, const Matrix& weight,
+                        IndexRange share, Matrix& output);
   kernels::TypedView View(const DenseInput& input, size_t first_row, size_t rows, size_t first_col,
                           size_t cols) const;
   DenseInput MakeInput(size_t rows, size_t cols) const;
@@ -148,6 +169,9 @@ class Transformer {
   Matrix logits_;                // [max_logit_rows, vocab]
   std::vector<uint32_t> kept_;   // [R, H]
   std::vector<WorkerScratch> scratch_;
+
+  std::array<double, kNumPhases> phase_seconds_{};
+  std::chrono::steady_clock::time_point phase_start_;  // of the first worker
 
   std::vector<RowActivity> row_activity_;  // [layers, rows of the step]
   std::vector<LayerActivity> layer_activity_;
