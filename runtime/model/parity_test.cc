@@ -93,11 +93,13 @@ class ParityTest : public ::testing::TestWithParam<std::string> {
     ASSERT_TRUE(goldens.ok()) << goldens.status();
     goldens_ = *std::move(goldens);
     ASSERT_GE(goldens_.prompts.size(), 5u);
-    cache_ = std::move(KvBlockPool::Create(config(), 4 * KvBlockPool::BlocksFor(context()) *
-                                                         KvBlockPool::BytesPerBlock(config())))
+    cache_ = std::move(KvBlockPool::Create(
+                           config(), kernels::DType::kF32,
+                           4 * KvBlockPool::BlocksFor(context()) *
+                               KvBlockPool::BytesPerBlock(config(), kernels::DType::kF32)))
                  .value();
-    transformer_ =
-        std::make_unique<Transformer>(weights_, ComputeType::kF32, &pool_, context(), context());
+    transformer_ = std::make_unique<Transformer>(weights_, ComputeType::kF32, kernels::DType::kF32,
+                                                 &pool_, context(), context());
   }
   const ModelConfig& config() const { return weights_->config; }
   size_t context() const { return config().max_position_embeddings; }
@@ -250,7 +252,7 @@ class ValidationTest : public ParityTest {
   };
 
   Result Evaluate(ComputeType compute) {
-    Transformer transformer(weights_, compute, &pool_, 256, 256);
+    Transformer transformer(weights_, compute, kernels::DType::kF32, &pool_, 256, 256);
     Result result;
     result.ffn_active_fraction.resize(config().num_layers);
     result.attended_positions.resize(config().num_layers);

@@ -24,9 +24,9 @@ enum class LogitRows : uint8_t { kNone, kLast, kAll };
 
 /// Consecutive tokens of one sequence: a chunk of its prompt, or the one token to decode from.
 struct SequenceSlice {
-  std::span<const int32_t> tokens;    // ids < vocab_size, at least one
-  size_t position = 0;                // of tokens[0]; all before it are in the cache
-  std::span<float* const> kv_blocks;  // of the sequence, with room for all its positions
+  std::span<const int32_t> tokens;        // ids < vocab_size, at least one
+  size_t position = 0;                    // of tokens[0]; all before it are in the cache
+  std::span<std::byte* const> kv_blocks;  // of the sequence, with room for all its positions
   LogitRows logits = LogitRows::kLast;
 };
 
@@ -34,14 +34,14 @@ struct SequenceSlice {
 /// when it is made: Forward allocates nothing once its lists have grown to the batch.
 ///
 /// The bits of a row's logits depend on the row's sequence (tokens and positions up to it), the
-/// weights, the compute type and the SIMD target only: not on the other slices, the chunking, or
-/// the number of threads. One caller at a time.
+/// weights, the compute type, the cache's type and the SIMD target only: not on the other slices,
+/// the chunking, or the number of threads. One caller at a time.
 class Transformer {
  public:
-  /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. `pool`
-  /// outlives this.
-  Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute, WorkerPool* pool,
-              size_t max_rows, size_t max_logit_rows);
+  /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. The cache
+  /// that Forward is given is of `kv_dtype`. `pool` outlives this.
+  Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
+              kernels::DType kv_dtype, WorkerPool* pool, size_t max_rows, size_t max_logit_rows);
   ~Transformer();
 
   /// Runs all slices as one batch and writes their keys and values to the cache. Slices are of
@@ -64,7 +64,7 @@ class Transformer {
   struct Row {
     int32_t token;
     size_t position;
-    float* const* blocks;
+    std::byte* const* blocks;
   };
   // An input of dense products: always in f32, and rounded to bf16 where that is the compute type.
   struct DenseInput {
@@ -89,7 +89,7 @@ class Transformer {
   // What one row needs inside those steps.
   void NormRow(size_t row, const std::vector<float>& norm);
   void SelectActive(size_t layer, size_t row);
-  void AttendHead(Worker& worker, size_t layer, size_t row, size_t head);
+  void AttendHeads(Worker& worker, size_t layer, size_t row, size_t first_head, size_t heads);
   void CountAttended(size_t layer, size_t row);
   void CountUnion(size_t layer);
 
