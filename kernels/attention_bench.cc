@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/attention.h"
@@ -28,14 +29,15 @@ class Cache {
         memory_(static_cast<std::byte*>(
             mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
     madvise(memory_, bytes_, MADV_HUGEPAGE);
-    const auto table = NormalFloats(99991);
-    const size_t element = SizeOf(shape.kv_dtype);
-    for (size_t i = 0; i < bytes_ / element; ++i) {
-      const float value = table[i % table.size()];
-      const BF16 rounded = ToBF16(value);
-      const void* from = &value;
-      if (shape.kv_dtype == DType::kBF16) from = &rounded;
-      std::memcpy(memory_ + i * element, from, element);
+    // The same numbers over and over: to draw all of them would take longer than what is measured.
+    const auto floats = NormalFloats(99991);
+    AlignedVector<BF16> rounded;
+    for (const float v : floats) rounded.push_back(ToBF16(v));
+    const bool bf16 = shape.kv_dtype == DType::kBF16;
+    const void* const table = bf16 ? static_cast<const void*>(rounded.data()) : floats.data();
+    const size_t table_bytes = floats.size() * SizeOf(shape.kv_dtype);
+    for (size_t at = 0; at < bytes_; at += table_bytes) {
+      std::memcpy(memory_ + at, table, std::min(table_bytes, bytes_ - at));
     }
     for (size_t b = 0; b < num_blocks_; ++b) {
       blocks_.push_back(memory_ + b * layers_ * kKvHeads * head_bytes_);
