@@ -34,7 +34,7 @@ absl::StatusOr<ComputeType> ResolveCompute(const ServerOptions& options, kernels
   return *options.compute;
 }
 
-const char* WeightsName(kernels::DType dtype) {
+const char* TypeName(kernels::DType dtype) {
   return dtype == kernels::DType::kBF16 ? "bf16" : "f32";
 }
 
@@ -51,7 +51,9 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
   if (!compute.ok()) return AtModel(spec, compute.status());
 
   EngineMetrics* const metrics = out->metrics->AddModel(spec.name, config);
-  auto engine = Engine::Create(*weights, *std::move(tokenizer), *compute, options.engine,
+  EngineOptions engine_options = options.engine;
+  engine_options.kv_dtype = KvCacheType(options);
+  auto engine = Engine::Create(*weights, *std::move(tokenizer), *compute, engine_options,
                                out->pool.get(), metrics);
   if (!engine.ok()) return AtModel(spec, engine.status());
 
@@ -64,15 +66,16 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
     model.max_prompt_tokens = std::min(model.max_prompt_tokens, options.max_prompt_tokens);
   }
   model.max_message_bytes = options.max_message_bytes;
-  metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), WeightsName((*weights)->dtype));
+  metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), TypeName((*weights)->dtype));
   metrics->SetKvCapacity(model.engine->kv_capacity_tokens());
   Log(LogLevel::kInfo, "model loaded",
       {{"model", spec.name},
        {"path", spec.path},
        {"parameters", config.NumParameters()},
-       {"weights", WeightsName((*weights)->dtype)},
+       {"weights", TypeName((*weights)->dtype)},
        {"weight_bytes", (*weights)->bytes()},
        {"compute", ComputeTypeName(*compute)},
+       {"kv_cache_type", TypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},
        {"kv_cache_tokens", model.engine->kv_capacity_tokens()},
        {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});

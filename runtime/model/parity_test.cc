@@ -251,8 +251,12 @@ class ValidationTest : public ParityTest {
     std::vector<double> attended_positions;
   };
 
-  Result Evaluate(ComputeType compute) {
-    Transformer transformer(weights_, compute, kernels::DType::kF32, &pool_, 256, 256);
+  Result Evaluate(ComputeType compute, kernels::DType kv_dtype) {
+    auto cache = std::move(KvBlockPool::Create(config(), kv_dtype,
+                                               KvBlockPool::BlocksFor(context()) *
+                                                   KvBlockPool::BytesPerBlock(config(), kv_dtype)))
+                     .value();
+    Transformer transformer(weights_, compute, kv_dtype, &pool_, 256, 256);
     Result result;
     result.ffn_active_fraction.resize(config().num_layers);
     result.attended_positions.resize(config().num_layers);
@@ -262,7 +266,7 @@ class ValidationTest : public ParityTest {
     for (std::string line; std::getline(file, line);) {
       std::stringstream numbers(line);
       const std::vector<int32_t> ids{std::istream_iterator<int32_t>(numbers), {}};
-      const KvLease lease = Lease();
+      const KvLease lease = std::move(cache->Lease(context())).value();
       for (size_t at = 0; at < ids.size(); at += 256) {
         const size_t n = std::min<size_t>(256, ids.size() - at);
         const SequenceSlice slice{std::span(ids).subspan(at, n), at, lease.blocks(),
@@ -302,13 +306,16 @@ class ValidationTest : public ParityTest {
 TEST_P(ValidationTest, LossAndSparsity) {
   auto expected = LoadValidStats(kSource + "/testdata/valid_stats.json", GetParam());
   ASSERT_TRUE(expected.ok()) << expected.status();
-  const Result f32 = Evaluate(ComputeType::kF32);
-  const Result bf16 = Evaluate(ComputeType::kBF16);
+  const Result f32 = Evaluate(ComputeType::kF32, kernels::DType::kF32);
+  const Result bf16 = Evaluate(ComputeType::kBF16, kernels::DType::kF32);
+  const Result bf16_cache = Evaluate(ComputeType::kF32, kernels::DType::kBF16);
   std::cout << GetParam() << ": reference " << expected->nll << ", f32 off by "
-            << f32.nll - expected->nll << ", bf16 by " << bf16.nll - expected->nll << "\n";
+            << f32.nll - expected->nll << ", bf16 by " << bf16.nll - expected->nll
+            << ", a bf16 cache by " << bf16_cache.nll - expected->nll << "\n";
   EXPECT_NEAR(f32.nll, expected->nll, 0.002);
   EXPECT_NEAR(bf16.nll, expected->nll, 0.01);
-  for (const Result* result : {&f32, &bf16}) {
+  EXPECT_NEAR(bf16_cache.nll, expected->nll, 0.01);
+  for (const Result* result : {&f32, &bf16, &bf16_cache}) {
     for (size_t layer = 0; layer < config().num_layers; ++layer) {
       EXPECT_NEAR(result->ffn_active_fraction[layer], expected->ffn_active_fraction[layer], 0.001)
           << "layer " << layer;
