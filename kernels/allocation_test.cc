@@ -70,11 +70,12 @@ TEST_P(AllocationTest, KernelsDoNotAllocate) {
   const TypedView one{x.data(), DType::kF32, 1, kDepth, kDepth};
   const TypedView wv{w.data(), DType::kBF16, kRows, kDepth, kDepth};
   const MatView yv{y.data(), kTokens, kRows, kRows};
-  const AttentionShape shape{64, 32, 20, 0.125f, 50.0f};
-  std::vector<float> block(shape.BlockFloats());
-  const float* blocks[] = {block.data(), block.data()};
+  const AttentionShape shape{64, 32, 20, 0.125f, 50.0f, DType::kBF16};
+  std::vector<std::byte> block(shape.BlockBytes());
+  const std::byte* blocks[] = {block.data(), block.data()};
+  size_t num_kept = 0;
   const auto key = random.Floats(64);
-  std::vector<float> scratch(AttentionScratchFloats(64));
+  std::vector<float> scratch(AttentionScratchFloats(1, 64));
 
   const int64_t before = allocations;
   RoundToBF16(x.data(), x.size(), x16.data());
@@ -94,8 +95,8 @@ TEST_P(AllocationTest, KernelsDoNotAllocate) {
   for (size_t slot = 0; slot < kKvBlockTokens; ++slot) {
     StoreKeyValue(shape, key.data(), key.data(), slot, block.data());
   }
-  Attend(shape, key.data(), blocks, 0, 0, 64, NormalQuantile(0.7), scratch.data(), row.data(),
-         nullptr);
+  Attend(shape, key.data(), 1, blocks, 0, 0, 64, NormalQuantile(0.7), scratch.data(), row.data(),
+         &num_kept, nullptr, 0);
   EXPECT_EQ(allocations - before, 0);
 }
 

@@ -1,7 +1,7 @@
 #include "kernels/attention.h"
 
 #include <cmath>
-#include <cstring>
+#include <type_traits>
 
 #include "kernels/statistical_topk.h"
 
@@ -14,7 +14,6 @@
 #include "kernels/dot-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/statistical_topk-inl.h"
-#include "kernels/weighted_rows-inl.h"
 // clang-format on
 
 #ifndef FIRESTEEL_KERNELS_ATTENTION_CC_
@@ -26,14 +25,24 @@ constexpr size_t RoundUp(size_t n, size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// How far ahead to fetch: rows of predictor keys (of several blocks side by side), and value rows.
+// With neither, 8192 positions take a tenth longer; a half or a double of either is the same.
+constexpr size_t kRowsAhead = 16;
+constexpr size_t kValuesAhead = 8;
+
 // The parts of Attend's scratch, each aligned to 64 bytes.
 struct AttentionScratch {
-  AttentionScratch(float* scratch, size_t positions)
-      : scores(scratch),
-        weights(scores + ScoreFloats(positions)),
-        gates(weights + ListFloats(positions)),
+  AttentionScratch(float* scratch, size_t heads, size_t positions)
+      : score_stride(ScoreFloats(positions)),
+        weight_stride(ListFloats(positions)),
+        scores(scratch),
+        weights(scores + heads * score_stride),
+        gates(weights + heads * weight_stride),
         indices(reinterpret_cast<uint32_t*>(gates + ListFloats(positions))) {}
 
+  static constexpr size_t Floats(size_t heads, size_t positions) {
+    return heads * (ScoreFloats(positions) + ListFloats(positions)) + 2 * ListFloats(positions);
+  }
   // Whole blocks: the range may begin and end inside one.
   static constexpr size_t ScoreFloats(size_t positions) {
     return RoundUp(positions, kKvBlockTokens) + kKvBlockTokens;
@@ -42,25 +51,30 @@ struct AttentionScratch {
     return RoundUp(positions + kCompactionSlack, kAlignment / sizeof(float));
   }
 
-  float* scores;      // of all positions of the blocks touched
-  float* weights;     // of kept positions
-  float* gates;       // of kept positions: scale · q[r:] · k[r:], then its softplus
-  uint32_t* indices;  // of kept positions
+  size_t score_stride;   // from one head to the next
+  size_t weight_stride;  // from one head to the next
+  float* scores;         // of each head, of all positions of the blocks touched
+  float* weights;        // of each head, of kept positions
+  float* gates;          // of kept positions: scale · q[r:] · k[r:], then its softplus
+  uint32_t* indices;     // of kept positions
 };
 
-// Where the parts of a position are in its block (see attention.h).
+// Where the parts of a position are in its block (see attention.h), of elements T.
+template <typename T>
 struct BlockView {
   const AttentionShape& shape;
-  const float* const* blocks;
+  const std::byte* const* blocks;
   size_t offset;
 
-  const float* Predictor(size_t block) const { return blocks[block] + offset; }
-  const float* RestOfKey(size_t position) const {
+  const T* Predictor(size_t block) const {
+    return reinterpret_cast<const T*>(blocks[block] + offset);
+  }
+  const T* RestOfKey(size_t position) const {
     const size_t rest = shape.head_dim - shape.predictor_dim;
     return Predictor(position / kKvBlockTokens) + kKvBlockTokens * shape.predictor_dim +
            position % kKvBlockTokens * rest;
   }
-  const float* Value(size_t position) const {
+  const T* Value(size_t position) const {
     return Predictor(position / kKvBlockTokens) +
            (kKvBlockTokens + position % kKvBlockTokens) * shape.head_dim;
   }
@@ -83,65 +97,254 @@ HWY_BEFORE_NAMESPACE();
 namespace firesteel::kernels {
 namespace HWY_NAMESPACE {
 
-// Lanes hold neighbouring positions of a block.
-using PositionTag = hn::CappedTag<float, kKvBlockTokens>;
+// Lanes hold neighbouring positions of a block, and two vectors make a pair: in bf16 one load gives
+// both.
+using PositionTag = hn::CappedTag<float, kKvBlockTokens / 2>;
 
-// scores of kGroups vectors of positions, starting with vector `group` of block `block`: each is
-// the sum over j, in rising order, of query[j] · key[j]. Eight independent sums hide the latency of
-// one.
-template <size_t kGroups>
-HWY_INLINE void PredictorTile(const float* HWY_RESTRICT query, size_t dim, const BlockView& view,
-                              size_t first_block, size_t group, float* HWY_RESTRICT scores) {
-  static_assert(kGroups == 1 || kGroups == 8);
-  const PositionTag d;
-  const size_t lanes = hn::Lanes(d);
-  const size_t groups_per_block = kKvBlockTokens / lanes;
-  const auto keys = [&](size_t i) {
-    const size_t g = group + (kGroups == 1 ? 0 : i);
-    return view.Predictor(first_block + g / groups_per_block) + g % groups_per_block * lanes;
-  };
-  const float *k0 = keys(0), *k1 = keys(1), *k2 = keys(2), *k3 = keys(3), *k4 = keys(4),
-              *k5 = keys(5), *k6 = keys(6), *k7 = keys(7);
-  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0;
-  for (size_t j = 0; j < dim; ++j) {
-    const auto q = hn::Set(d, query[j]);
-    const size_t at = j * kKvBlockTokens;
-    s0 = hn::MulAdd(q, hn::LoadU(d, k0 + at), s0);
-    if constexpr (kGroups > 1) {
-      s1 = hn::MulAdd(q, hn::LoadU(d, k1 + at), s1);
-      s2 = hn::MulAdd(q, hn::LoadU(d, k2 + at), s2);
-      s3 = hn::MulAdd(q, hn::LoadU(d, k3 + at), s3);
-      s4 = hn::MulAdd(q, hn::LoadU(d, k4 + at), s4);
-      s5 = hn::MulAdd(q, hn::LoadU(d, k5 + at), s5);
-      s6 = hn::MulAdd(q, hn::LoadU(d, k6 + at), s6);
-      s7 = hn::MulAdd(q, hn::LoadU(d, k7 + at), s7);
-    }
-  }
-  float* to = scores + group * lanes;
-  hn::StoreU(s0, d, to);
-  if constexpr (kGroups > 1) {
-    hn::StoreU(s1, d, to + lanes);
-    hn::StoreU(s2, d, to + 2 * lanes);
-    hn::StoreU(s3, d, to + 3 * lanes);
-    hn::StoreU(s4, d, to + 4 * lanes);
-    hn::StoreU(s5, d, to + 5 * lanes);
-    hn::StoreU(s6, d, to + 6 * lanes);
-    hn::StoreU(s7, d, to + 7 * lanes);
+// Vector pairs that a tile of one head, or of two heads, sums side by side: enough independent sums
+// to hide the latency of the multiply-add, as many as fit the registers.
+inline constexpr size_t kScorePairs = 4;
+#if HWY_ARCH_ARM_A64 || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
+inline constexpr size_t kScorePairsOfTwo = 4;  // 16 sums of 32 registers
+inline constexpr size_t kValuePairs = 8;       // 256 columns of AVX-512: each row in one go
+#else
+inline constexpr size_t kScorePairsOfTwo = 2;  // 8 sums of 16 registers
+inline constexpr size_t kValuePairs = 4;
+#endif
+
+// The two vectors of a pair: of floats the second is `distance` elements behind the first; of bf16
+// they are the even and the odd elements.
+template <class D, class V>
+HWY_INLINE void LoadPair(D d, const float* p, size_t distance, V& first, V& second) {
+  first = hn::LoadU(d, p);
+  second = hn::LoadU(d, p + distance);
+}
+template <class D, class V>
+HWY_INLINE void LoadPair(D d, const BF16* p, size_t /*distance*/, V& first, V& second) {
+  const hn::RebindToUnsigned<D> d32;
+  const hn::Repartition<uint16_t, D> d16;
+  const auto both = hn::BitCast(d32, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p)));
+  first = hn::BitCast(d, hn::ShiftLeft<16>(both));
+  second = hn::BitCast(d, hn::And(both, hn::Set(d32, 0xFFFF0000u)));
+}
+
+// Adds a pair times a factor of each head to the sums of one or two heads.
+template <size_t kHeads, class D, class V, typename T>
+HWY_INLINE void AddPair(D d, const T* p, size_t distance, V x, V y, V& x0, V& x1, V& y0, V& y1) {
+  V first, second;
+  LoadPair(d, p, distance, first, second);
+  x0 = hn::MulAdd(x, first, x0);
+  x1 = hn::MulAdd(x, second, x1);
+  if constexpr (kHeads > 1) {
+    y0 = hn::MulAdd(y, first, y0);
+    y1 = hn::MulAdd(y, second, y1);
   }
 }
 
-// Raw predictor scores of all slots of the blocks [first_block, last_block]. Slots that nobody
-// stored to give rubbish in their own lane only.
-void PredictorScores(const AttentionShape& shape, const float* query, const BlockView& view,
-                     size_t first_block, size_t last_block, float* scores) {
-  const size_t lanes = hn::Lanes(PositionTag());
-  const size_t groups = (last_block - first_block + 1) * (kKvBlockTokens / lanes);
-  size_t g = 0;
-  for (; g + 8 <= groups; g += 8) {
-    PredictorTile<8>(query, shape.predictor_dim, view, first_block, g, scores);
+// Where the predictor keys of `kPairs` pairs of vectors start, counted from `first_pair` on.
+template <size_t kPairs, typename T>
+struct PairPointers {
+  PairPointers(const BlockView<T>& view, size_t first_block, size_t first_pair) {
+    const size_t lanes = hn::Lanes(PositionTag());
+    const size_t pairs_per_block = kKvBlockTokens / 2 / lanes;
+    const size_t step = std::is_same_v<T, float> ? lanes : 2 * lanes;
+    for (size_t i = 0; i < kPairs; ++i) {
+      const size_t pair = first_pair + i;
+      p[i] = view.Predictor(first_block + pair / pairs_per_block) + pair % pairs_per_block * step;
+    }
   }
-  for (; g < groups; ++g) {
-    PredictorTile<1>(query, shape.predictor_dim, view, first_block, g, scores);
+  const T* p[kPairs];
+};
+
+// scores of kPairs pairs of vectors of positions for kHeads queries: each is the sum over j, in
+// rising order, of query[j] · key[j]. Meanwhile fetches what comes next, from the pairs `ahead`
+// once these are read: the hardware's prefetcher stops at the end of a page, and a head's part of a
+// block is not much longer.
+template <size_t kHeads, size_t kPairs, typename T>
+HWY_INLINE void PredictorTile(const float* HWY_RESTRICT query, const float* HWY_RESTRICT query1,
+                              size_t dim, const PairPointers<kPairs, T>& keys,
+                              const PairPointers<kPairs, T>& ahead, size_t first_pair,
+                              float* HWY_RESTRICT scores, float* HWY_RESTRICT scores1) {
+  static_assert(kHeads <= 2 && (kPairs == 1 || kPairs == 2 || kPairs == 4));
+  const PositionTag d;
+  using V = hn::Vec<PositionTag>;
+  constexpr size_t kHalf = kKvBlockTokens / 2;
+  const auto at = [](size_t i) { return i < kPairs ? i : 0; };
+  const T *k0 = keys.p[0], *k1 = keys.p[at(1)], *k2 = keys.p[at(2)], *k3 = keys.p[at(3)];
+  // By name: vectors of SVE cannot be array elements. x: first head, y: second head.
+  V x00 = hn::Zero(d), x01 = x00, x10 = x00, x11 = x00, x20 = x00, x21 = x00, x30 = x00, x31 = x00;
+  V y00 = x00, y01 = x00, y10 = x00, y11 = x00, y20 = x00, y21 = x00, y30 = x00, y31 = x00;
+  const auto add = [&](size_t j, const PairPointers<kPairs, T>& fetch, size_t row) HWY_ATTR {
+    const V x = hn::Set(d, query[j]);
+    const V y = kHeads > 1 ? hn::Set(d, query1[j]) : x;
+    const size_t i = j * kKvBlockTokens;
+    for (size_t k = 0; k < kPairs; ++k) {
+      hwy::Prefetch(fetch.p[k] + row * kKvBlockTokens);
+      if constexpr (std::is_same_v<T, float>) {
+        hwy::Prefetch(fetch.p[k] + row * kKvBlockTokens + kHalf);
+      }
+    }
+    AddPair<kHeads>(d, k0 + i, kHalf, x, y, x00, x01, y00, y01);
+    if constexpr (kPairs > 1) AddPair<kHeads>(d, k1 + i, kHalf, x, y, x10, x11, y10, y11);
+    if constexpr (kPairs > 2) {
+      AddPair<kHeads>(d, k2 + i, kHalf, x, y, x20, x21, y20, y21);
+      AddPair<kHeads>(d, k3 + i, kHalf, x, y, x30, x31, y30, y31);
+    }
+  };
+  const size_t distance = HWY_MIN(kRowsAhead, dim);
+  size_t j = 0;
+  for (; j < dim - distance; ++j) add(j, keys, j + distance);
+  for (; j < dim; ++j) add(j, ahead, j + distance - dim);
+
+  const size_t lanes = hn::Lanes(d);
+  const size_t pairs_per_block = kHalf / lanes;
+  const auto store = [&](size_t i, V first, V second, float* HWY_RESTRICT to) HWY_ATTR {
+    const size_t pair = first_pair + i;
+    to += pair / pairs_per_block * kKvBlockTokens + pair % pairs_per_block * lanes;
+    hn::StoreU(first, d, to);
+    hn::StoreU(second, d, to + kHalf);
+  };
+  store(0, x00, x01, scores);
+  if constexpr (kPairs > 1) store(1, x10, x11, scores);
+  if constexpr (kPairs > 2) store(2, x20, x21, scores);
+  if constexpr (kPairs > 2) store(3, x30, x31, scores);
+  if constexpr (kHeads > 1) {
+    store(0, y00, y01, scores1);
+    if constexpr (kPairs > 1) store(1, y10, y11, scores1);
+    if constexpr (kPairs > 2) store(2, y20, y21, scores1);
+    if constexpr (kPairs > 2) store(3, y30, y31, scores1);
+  }
+}
+
+// The pairs [pair, end) in tiles of kPairs, for one or two heads; returns where it stopped.
+template <size_t kHeads, size_t kPairs, typename T>
+HWY_INLINE size_t PredictorTiles(const float* query, const float* query1, const BlockView<T>& view,
+                                 size_t first_block, size_t pair, size_t end, float* scores,
+                                 float* scores1) {
+  for (; pair + kPairs <= end; pair += kPairs) {
+    const bool more = pair + 2 * kPairs <= end;
+    PredictorTile<kHeads>(query, query1, view.shape.predictor_dim,
+                          PairPointers<kPairs, T>(view, first_block, pair),
+                          PairPointers<kPairs, T>(view, first_block, more ? pair + kPairs : pair),
+                          pair, scores, scores1);
+  }
+  return pair;
+}
+
+// Raw predictor scores of all slots of the blocks [first_block, last_block], of each head. Slots
+// that nobody stored to give rubbish in their own lane only.
+template <typename T>
+void PredictorScores(const float* queries, size_t heads, const BlockView<T>& view,
+                     size_t first_block, size_t last_block, const AttentionScratch& parts) {
+  const size_t pairs_per_block = kKvBlockTokens / 2 / hn::Lanes(PositionTag());
+  const size_t end = (last_block - first_block + 1) * pairs_per_block;
+  const size_t dim = view.shape.head_dim;
+  size_t h = 0;
+  for (; h + 2 <= heads; h += 2) {
+    const float* query = queries + h * dim;
+    float* scores = parts.scores + h * parts.score_stride;
+    const size_t pair = PredictorTiles<2, kScorePairsOfTwo>(
+        query, query + dim, view, first_block, 0, end, scores, scores + parts.score_stride);
+    PredictorTiles<2, 1>(query, query + dim, view, first_block, pair, end, scores,
+                         scores + parts.score_stride);
+  }
+  if (h < heads) {
+    const float* query = queries + h * dim;
+    float* scores = parts.scores + h * parts.score_stride;
+    const size_t pair =
+        PredictorTiles<1, kScorePairs>(query, query, view, first_block, 0, end, scores, scores);
+    PredictorTiles<1, 1>(query, query, view, first_block, pair, end, scores, scores);
+  }
+}
+
+// Columns [c, …) of kPairs pairs of vectors of the weighted sum of rows, for kHeads lists of
+// weights. Every column adds its rows in the given order, so neither tiles nor heads change a bit.
+template <size_t kHeads, size_t kPairs, class RowFn>
+HWY_INLINE void ValueTile(const float* HWY_RESTRICT weights, const float* HWY_RESTRICT weights1,
+                          size_t count, const RowFn& row, size_t c, float* HWY_RESTRICT out,
+                          float* HWY_RESTRICT out1) {
+  static_assert(kPairs == 1 || kPairs == 2 || kPairs == 4 || kPairs == 8);
+  static_assert(kHeads == 1 || (kHeads == 2 && kPairs <= 4));
+  using T = std::remove_cv_t<std::remove_pointer_t<decltype(row(0))>>;
+  const hn::CappedTag<float, 16> d;
+  using V = hn::Vec<decltype(d)>;
+  const size_t lanes = hn::Lanes(d);
+  // x: pairs 0 to 3 of the first head; y: those of the second head, or pairs 4 to 7 of the first.
+  V x00 = hn::Zero(d), x01 = x00, x10 = x00, x11 = x00, x20 = x00, x21 = x00, x30 = x00, x31 = x00;
+  V y00 = x00, y01 = x00, y10 = x00, y11 = x00, y20 = x00, y21 = x00, y30 = x00, y31 = x00;
+  const auto add = [&](size_t j, const T* fetch) HWY_ATTR {
+    const V x = hn::Set(d, weights[j]);
+    const V y = kHeads > 1 ? hn::Set(d, weights1[j]) : x;
+    for (size_t i = 0; i < 2 * kPairs * lanes; i += kAlignment / sizeof(T)) {
+      hwy::Prefetch(fetch + i);
+    }
+    const T* p = row(j) + c;
+    AddPair<kHeads>(d, p, lanes, x, y, x00, x01, y00, y01);
+    if constexpr (kPairs > 1) AddPair<kHeads>(d, p + 2 * lanes, lanes, x, y, x10, x11, y10, y11);
+    if constexpr (kPairs > 2) {
+      AddPair<kHeads>(d, p + 4 * lanes, lanes, x, y, x20, x21, y20, y21);
+      AddPair<kHeads>(d, p + 6 * lanes, lanes, x, y, x30, x31, y30, y31);
+    }
+    if constexpr (kPairs > 4) {
+      AddPair<1>(d, p + 8 * lanes, lanes, x, x, y00, y01, y00, y01);
+      AddPair<1>(d, p + 10 * lanes, lanes, x, x, y10, y11, y10, y11);
+      AddPair<1>(d, p + 12 * lanes, lanes, x, x, y20, y21, y20, y21);
+      AddPair<1>(d, p + 14 * lanes, lanes, x, x, y30, y31, y30, y31);
+    }
+  };
+  size_t j = 0;
+  for (; j + kValuesAhead < count; ++j) add(j, row(j + kValuesAhead) + c);
+  for (; j < count; ++j) add(j, row(j) + c);
+
+  const auto store = [&](size_t pair, V first, V second, float* HWY_RESTRICT to) HWY_ATTR {
+    to += c + pair * 2 * lanes;
+    if constexpr (std::is_same_v<T, float>) {
+      hn::StoreU(first, d, to);
+      hn::StoreU(second, d, to + lanes);
+    } else {
+      hn::StoreInterleaved2(first, second, d, to);
+    }
+  };
+  store(0, x00, x01, out);
+  if constexpr (kPairs > 1) store(1, x10, x11, out);
+  if constexpr (kPairs > 2) store(2, x20, x21, out);
+  if constexpr (kPairs > 2) store(3, x30, x31, out);
+  if constexpr (kHeads > 1 || kPairs > 4) {
+    constexpr size_t kFirst = kHeads > 1 ? 0 : 4;
+    float* const to = kHeads > 1 ? out1 : out;
+    store(kFirst, y00, y01, to);
+    if constexpr (kPairs > 1) store(kFirst + 1, y10, y11, to);
+    if constexpr (kPairs > 2) store(kFirst + 2, y20, y21, to);
+    if constexpr (kPairs > 2) store(kFirst + 3, y30, y31, to);
+  }
+}
+
+// out[c] = Σ_j weights[j] · row(j)[c] for c < cols, j < count in rising order, for one or two lists
+// of weights of the same rows.
+template <size_t kHeads, class RowFn>
+void WeightedValues(const float* weights, const float* weights1, size_t count, const RowFn& row,
+                    size_t cols, float* out, float* out1) {
+  const hn::CappedTag<float, 16> d;
+  const size_t lanes = hn::Lanes(d);
+  constexpr size_t kPairs = kHeads > 1 ? kScorePairsOfTwo : kValuePairs;
+  size_t c = 0;
+  for (; c + 2 * kPairs * lanes <= cols; c += 2 * kPairs * lanes) {
+    ValueTile<kHeads, kPairs>(weights, weights1, count, row, c, out, out1);
+  }
+  for (; c + 2 * lanes <= cols; c += 2 * lanes) {
+    ValueTile<kHeads, 1>(weights, weights1, count, row, c, out, out1);
+  }
+  while (c < cols) {
+    const size_t n = HWY_MIN(lanes, cols - c);
+    auto x = hn::Zero(d), y = x;
+    for (size_t j = 0; j < count; ++j) {
+      const auto v = LoadF32N(d, row(j) + c, n);
+      x = hn::MulAdd(hn::Set(d, weights[j]), v, x);
+      if constexpr (kHeads > 1) y = hn::MulAdd(hn::Set(d, weights1[j]), v, y);
+    }
+    hn::StoreN(x, d, out + c, n);
+    if constexpr (kHeads > 1) hn::StoreN(y, d, out1 + c, n);
+    c += n;
   }
 }
 
@@ -160,40 +363,82 @@ size_t Select(const AttentionShape& shape, const float* scores, size_t n, double
   return 1;
 }
 
-size_t AttendImpl(const AttentionShape& shape, const float* query, const float* const* blocks,
-                  size_t offset, size_t begin, size_t end, double quantile, float* scratch,
-                  float* out, uint32_t* kept) {
-  const size_t n = end - begin;
-  const BlockView view{shape, blocks, offset};
-  const AttentionScratch parts(scratch, n);
-  uint32_t* indices = kept != nullptr ? kept : parts.indices;
-
-  PredictorScores(shape, query, view, begin / kKvBlockTokens, (end - 1) / kKvBlockTokens,
-                  parts.scores);
-  float* scores = parts.scores + begin % kKvBlockTokens;
-  ScaleSoftCapImpl(scores, shape.scale, shape.softcap, n, scores);
-
-  const size_t count = Select(shape, scores, n, quantile, indices);
+// The weights of one head's kept positions, whose indices count from `begin` on and become
+// absolute.
+template <typename T>
+void WeighKept(const float* query, const BlockView<T>& view, size_t begin, const float* scores,
+               size_t count, uint32_t* indices, float* gates, float* weights) {
+  const AttentionShape& shape = view.shape;
   for (size_t j = 0; j < count; ++j) {
-    parts.weights[j] = scores[indices[j]];
+    weights[j] = scores[indices[j]];
     indices[j] += static_cast<uint32_t>(begin);
   }
-  SoftmaxImpl(parts.weights, count, parts.weights);
+  SoftmaxImpl(weights, count, weights);
+  if (!shape.spark()) return;
+  DotRows<PromotedStep>(
+      query + shape.predictor_dim, shape.head_dim - shape.predictor_dim, count,
+      [&](size_t j) { return view.RestOfKey(indices[j]); }, gates);
+  ScaleSoftCapImpl(gates, shape.scale, 0.0f, count, gates);
+  SoftplusImpl(gates, count, gates);
+  Map2(hn::ScalableTag<float>(), weights, gates, count, weights,
+       [](auto a, auto b) HWY_ATTR { return hn::Mul(a, b); });
+}
 
-  if (shape.spark()) {
-    DotRows<PromotedStep>(
-        query + shape.predictor_dim, shape.head_dim - shape.predictor_dim, count,
-        [&](size_t j) { return view.RestOfKey(indices[j]); }, parts.gates);
-    ScaleSoftCapImpl(parts.gates, shape.scale, 0.0f, count, parts.gates);
-    SoftplusImpl(parts.gates, count, parts.gates);
-    Map2(hn::ScalableTag<float>(), parts.weights, parts.gates, count, parts.weights,
-         [](auto a, auto b) HWY_ATTR { return hn::Mul(a, b); });
+// The values of all positions [begin, end) for every head: two heads read them once.
+template <typename T>
+void SumAllValues(const BlockView<T>& view, size_t heads, size_t begin, size_t end,
+                  const AttentionScratch& parts, float* out) {
+  const size_t dim = view.shape.head_dim;
+  const auto row = [&](size_t j) { return view.Value(begin + j); };
+  size_t h = 0;
+  for (; h + 2 <= heads; h += 2) {
+    const float* weights = parts.weights + h * parts.weight_stride;
+    WeightedValues<2>(weights, weights + parts.weight_stride, end - begin, row, dim, out + h * dim,
+                      out + (h + 1) * dim);
   }
+  if (h < heads) {
+    const float* weights = parts.weights + h * parts.weight_stride;
+    WeightedValues<1>(weights, weights, end - begin, row, dim, out + h * dim, out + h * dim);
+  }
+}
 
-  WeightedRows(
-      hn::ScalableTag<float>(), parts.weights, count,
-      [&](size_t j) { return view.Value(indices[j]); }, shape.head_dim, out);
-  return count;
+template <typename T>
+void AttendTo(const AttentionShape& shape, const float* queries, size_t heads,
+              const std::byte* const* blocks, size_t offset, size_t begin, size_t end,
+              double quantile, float* scratch, float* out, size_t* num_kept, uint32_t* kept,
+              size_t kept_stride) {
+  const size_t n = end - begin;
+  const size_t dim = shape.head_dim;
+  const BlockView<T> view{shape, blocks, offset};
+  const AttentionScratch parts(scratch, heads, n);
+  const bool all = shape.top_k == 0 || n <= shape.top_k;
+
+  PredictorScores(queries, heads, view, begin / kKvBlockTokens, (end - 1) / kKvBlockTokens, parts);
+  for (size_t h = 0; h < heads; ++h) {
+    float* const scores = parts.scores + h * parts.score_stride + begin % kKvBlockTokens;
+    float* const weights = parts.weights + h * parts.weight_stride;
+    float* const out_h = out + h * dim;
+    uint32_t* const indices = kept != nullptr ? kept + h * kept_stride : parts.indices;
+    ScaleSoftCapImpl(scores, shape.scale, shape.softcap, n, scores);
+    const size_t count = Select(shape, scores, n, quantile, indices);
+    WeighKept(queries + h * dim, view, begin, scores, count, indices, parts.gates, weights);
+    if (!all) {
+      WeightedValues<1>(
+          weights, weights, count, [&](size_t j) { return view.Value(indices[j]); }, dim, out_h,
+          out_h);
+    }
+    num_kept[h] = count;
+  }
+  if (all) SumAllValues(view, heads, begin, end, parts, out);
+}
+
+void AttendImpl(const AttentionShape& shape, const float* queries, size_t heads,
+                const std::byte* const* blocks, size_t offset, size_t begin, size_t end,
+                double quantile, float* scratch, float* out, size_t* num_kept, uint32_t* kept,
+                size_t kept_stride) {
+  const auto attend = shape.kv_dtype == DType::kBF16 ? AttendTo<BF16> : AttendTo<float>;
+  attend(shape, queries, heads, blocks, offset, begin, end, quantile, scratch, out, num_kept, kept,
+         kept_stride);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -205,31 +450,50 @@ namespace firesteel::kernels {
 
 HWY_EXPORT(AttendImpl);
 
-void StoreKeyValue(const AttentionShape& shape, const float* key, const float* value, size_t slot,
-                   float* block) {
-  HWY_DASSERT(slot < kKvBlockTokens);
-  HWY_DASSERT(shape.predictor_dim <= shape.head_dim);
+namespace {
+
+float Rounded(float x, float /*to*/) { return x; }
+BF16 Rounded(float x, BF16 /*to*/) { return ToBF16(x); }
+
+template <typename T>
+void StoreKeyValueAs(const AttentionShape& shape, const float* key, const float* value, size_t slot,
+                     T* block) {
   const size_t r = shape.predictor_dim;
   const size_t rest = shape.head_dim - r;
-  for (size_t j = 0; j < r; ++j) block[j * kKvBlockTokens + slot] = key[j];
-  if (rest != 0) {
-    std::memcpy(block + kKvBlockTokens * r + slot * rest, key + r, rest * sizeof(float));
+  T* to = block + shape.PredictorColumn(slot);
+  for (size_t j = 0; j < r; ++j) to[j * kKvBlockTokens] = Rounded(key[j], T());
+  to = block + kKvBlockTokens * r + slot * rest;
+  for (size_t j = 0; j < rest; ++j) to[j] = Rounded(key[r + j], T());
+  to = block + (kKvBlockTokens + slot) * shape.head_dim;
+  for (size_t j = 0; j < shape.head_dim; ++j) to[j] = Rounded(value[j], T());
+}
+
+}  // namespace
+
+void StoreKeyValue(const AttentionShape& shape, const float* key, const float* value, size_t slot,
+                   std::byte* block) {
+  HWY_DASSERT(slot < kKvBlockTokens);
+  HWY_DASSERT(shape.predictor_dim <= shape.head_dim);
+  if (shape.kv_dtype == DType::kBF16) {
+    StoreKeyValueAs(shape, key, value, slot, reinterpret_cast<BF16*>(block));
+  } else {
+    StoreKeyValueAs(shape, key, value, slot, reinterpret_cast<float*>(block));
   }
-  std::memcpy(block + (kKvBlockTokens + slot) * shape.head_dim, value,
-              shape.head_dim * sizeof(float));
 }
 
-size_t AttentionScratchFloats(size_t positions) {
-  return AttentionScratch::ScoreFloats(positions) + 3 * AttentionScratch::ListFloats(positions);
+size_t AttentionScratchFloats(size_t heads, size_t positions) {
+  return AttentionScratch::Floats(heads, positions);
 }
 
-size_t Attend(const AttentionShape& shape, const float* query, const float* const* blocks,
-              size_t offset, size_t begin, size_t end, double quantile, float* scratch, float* out,
-              uint32_t* kept) {
+void Attend(const AttentionShape& shape, const float* queries, size_t heads,
+            const std::byte* const* blocks, size_t offset, size_t begin, size_t end,
+            double quantile, float* scratch, float* out, size_t* num_kept, uint32_t* kept,
+            size_t kept_stride) {
   HWY_DASSERT(begin < end);
   HWY_DASSERT(shape.predictor_dim <= shape.head_dim);
-  return HWY_DYNAMIC_DISPATCH(AttendImpl)(shape, query, blocks, offset, begin, end, quantile,
-                                          scratch, out, kept);
+  HWY_DYNAMIC_DISPATCH(AttendImpl)
+  (shape, queries, heads, blocks, offset, begin, end, quantile, scratch, out, num_kept, kept,
+   kept_stride);
 }
 
 }  // namespace firesteel::kernels

@@ -8,23 +8,24 @@ namespace firesteel::kernels {
 namespace {
 
 // One KV head's positions [0, n) as plain rows, and the same in blocks from absolute position
-// `begin` on. Slots that were never stored hold NaN.
+// `begin` on, at `offset` elements. Slots that were never stored hold NaN.
 class Cache {
  public:
   Cache(const AttentionShape& shape, Random& random, size_t n, size_t begin = 0, size_t offset = 0)
-      : shape_(shape), begin_(begin), offset_(offset), n_(n) {
+      : shape_(shape), begin_(begin), offset_(offset * BytesOf(shape.kv_dtype, 1)), n_(n) {
     keys = random.Floats(n * shape.head_dim);
     values = random.Floats(n * shape.head_dim);
     Store();
   }
 
+  // Afterwards keys and values are what the cache holds: rounded, if it is of bf16.
   void Store() {
     const size_t blocks = (begin_ + n_ + kKvBlockTokens - 1) / kKvBlockTokens;
-    const size_t floats = offset_ + shape_.BlockFloats();
+    const size_t bytes = offset_ + shape_.BlockBytes();
     memory_.clear();
     pointers_.clear();
     for (size_t b = 0; b < blocks; ++b) {
-      memory_.push_back(std::make_unique<Guarded<float>>(floats));
+      memory_.push_back(std::make_unique<Guarded<std::byte>>(bytes));
       pointers_.push_back(memory_.back()->data());
     }
     for (size_t p = 0; p < n_; ++p) {
@@ -32,26 +33,48 @@ class Cache {
       StoreKeyValue(shape_, &keys[p * shape_.head_dim], &values[p * shape_.head_dim],
                     at % kKvBlockTokens, memory_[at / kKvBlockTokens]->data() + offset_);
     }
+    for (const auto& block : memory_) EXPECT_TRUE(block->GuardsIntact());
+    if (shape_.kv_dtype == DType::kF32) return;
+    for (auto* rows : {&keys, &values}) {
+      for (float& v : *rows) v = ToF32(ToBF16(v));
+    }
   }
 
   struct Result {
     std::vector<float> out;
     std::vector<uint32_t> kept;
   };
-  // Attends from `query` to the last `count` positions.
-  Result Run(const std::vector<float>& query, double quantile, size_t count) const {
-    Guarded<float> scratch(AttentionScratchFloats(count)), out(shape_.head_dim, 1);
-    Guarded<uint32_t> kept(count + kCompactionSlack, 1);
+  // Attends from each of the queries to the last `count` positions, all of them in one call.
+  std::vector<Result> RunHeads(const std::vector<float>& queries, double quantile,
+                               size_t count) const {
+    const size_t dim = shape_.head_dim;
+    const size_t heads = queries.size() / dim;
+    const size_t stride = count + kCompactionSlack;
+    Guarded<float> scratch(AttentionScratchFloats(heads, count)), out(heads * dim, 1);
+    Guarded<uint32_t> kept(heads * stride, 1);
+    Guarded<size_t> num_kept(heads);
     const size_t end = begin_ + n_;
-    const size_t n = Attend(shape_, query.data(), pointers_.data(), offset_, end - count, end,
-                            quantile, scratch.data(), out.data(), kept.data());
-    EXPECT_TRUE(scratch.GuardsIntact() && out.GuardsIntact() && kept.GuardsIntact());
+    Attend(shape_, queries.data(), heads, pointers_.data(), offset_, end - count, end, quantile,
+           scratch.data(), out.data(), num_kept.data(), kept.data(), stride);
+    EXPECT_TRUE(scratch.GuardsIntact() && out.GuardsIntact() && kept.GuardsIntact() &&
+                num_kept.GuardsIntact());
 
-    Guarded<float> again(shape_.head_dim);
-    EXPECT_EQ(n, Attend(shape_, query.data(), pointers_.data(), offset_, end - count, end, quantile,
-                        scratch.data(), again.data(), nullptr));
+    Guarded<float> again(heads * dim);
+    Guarded<size_t> num_again(heads);
+    Attend(shape_, queries.data(), heads, pointers_.data(), offset_, end - count, end, quantile,
+           scratch.data(), again.data(), num_again.data(), nullptr, 0);
     EXPECT_TRUE(SameBits(again.span(), out.span())) << "with and without `kept`";
-    return {{out.data(), out.data() + out.size()}, {kept.data(), kept.data() + n}};
+    std::vector<Result> results;
+    for (size_t h = 0; h < heads; ++h) {
+      EXPECT_EQ(num_kept[h], num_again[h]);
+      const uint32_t* const list = kept.data() + h * stride;
+      results.push_back(
+          {{out.data() + h * dim, out.data() + (h + 1) * dim}, {list, list + num_kept[h]}});
+    }
+    return results;
+  }
+  Result Run(const std::vector<float>& query, double quantile, size_t count) const {
+    return RunHeads(query, quantile, count).front();
   }
   Result Run(const std::vector<float>& query, double quantile) const {
     return Run(query, quantile, n_);
@@ -62,8 +85,8 @@ class Cache {
  private:
   const AttentionShape shape_;
   const size_t begin_, offset_, n_;
-  std::vector<std::unique_ptr<Guarded<float>>> memory_;
-  std::vector<const float*> pointers_;
+  std::vector<std::unique_ptr<Guarded<std::byte>>> memory_;
+  std::vector<const std::byte*> pointers_;
 };
 
 class AttentionTest : public SimdTest {
@@ -78,6 +101,18 @@ AttentionShape Spark(size_t head_dim, size_t predictor_dim, size_t top_k) {
           .top_k = top_k,
           .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
           .softcap = 50.0f};
+}
+
+// The same over a cache of either type.
+std::vector<AttentionShape> InBothTypes(const std::vector<AttentionShape>& shapes) {
+  std::vector<AttentionShape> both;
+  for (AttentionShape shape : shapes) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      shape.kv_dtype = dtype;
+      both.push_back(shape);
+    }
+  }
+  return both;
 }
 
 double Quantile(const AttentionShape& shape, size_t n) {
@@ -120,9 +155,9 @@ std::vector<uint32_t> Shifted(std::vector<uint32_t> positions, size_t by) {
 }
 
 TEST_P(AttentionTest, MatchesReference) {
-  const AttentionShape shapes[] = {Spark(64, 32, 64), Spark(256, 128, 16), Spark(8, 4, 5),
-                                   Spark(20, 14, 1), Spark(6, 2, 1000)};
-  for (const AttentionShape& shape : shapes) {
+  for (const AttentionShape& shape :
+       InBothTypes({Spark(64, 32, 64), Spark(256, 128, 16), Spark(8, 4, 5), Spark(20, 14, 1),
+                    Spark(6, 2, 1000), Spark(36, 8, 40)})) {
     size_t compared = 0, ties = 0;
     for (const size_t n : {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 66, 130, 300, 1000}) {
       for (const size_t begin : {0, 13, 31, 64}) {
@@ -147,20 +182,69 @@ TEST_P(AttentionTest, MatchesReference) {
 }
 
 TEST_P(AttentionTest, DenseMatchesReference) {
-  for (const size_t dim : {2, 16, 64, 256}) {
+  for (const size_t dim : {2, 16, 64, 90, 256}) {
     for (const float softcap : {0.0f, 50.0f}) {
-      AttentionShape shape = Spark(dim, dim, 0);
-      shape.softcap = softcap;
-      for (const size_t n : {1, 31, 33, 64, 257}) {
-        Cache cache(shape, random_, n, 7);
-        const auto query = random_.Floats(dim, 2.0f);
-        const auto expected = reference::Attend(shape, query, cache.keys, cache.values, 0.0);
-        const auto actual = cache.Run(query, 0.0);
-        EXPECT_EQ(actual.kept.size(), n);
-        const double tolerance = OutTolerance(shape, query, cache, n);
-        EXPECT_LE(WorstError(actual.out, expected.out, [&](size_t) { return tolerance; }), 1.0)
-            << n;
+      for (AttentionShape shape : InBothTypes({Spark(dim, dim, 0)})) {
+        shape.softcap = softcap;
+        for (const size_t n : {1, 31, 33, 64, 257}) {
+          Cache cache(shape, random_, n, 7);
+          const auto query = random_.Floats(dim, 2.0f);
+          const auto expected = reference::Attend(shape, query, cache.keys, cache.values, 0.0);
+          const auto actual = cache.Run(query, 0.0);
+          EXPECT_EQ(actual.kept.size(), n);
+          const double tolerance = OutTolerance(shape, query, cache, n);
+          EXPECT_LE(WorstError(actual.out, expected.out, [&](size_t) { return tolerance; }), 1.0)
+              << n;
+        }
       }
+    }
+  }
+}
+
+// Heads that share a KV head share its reading, not their arithmetic.
+TEST_P(AttentionTest, HeadsTogetherGiveTheBitsOfEachAlone) {
+  for (const AttentionShape& shape :
+       InBothTypes({Spark(64, 32, 24), Spark(90, 18, 24), Spark(64, 64, 0), Spark(36, 36, 0)})) {
+    const size_t dim = shape.head_dim;
+    for (const size_t n : {1, 20, 33, 129, 300}) {
+      Cache cache(shape, random_, n, 11, 32);
+      const double quantile = shape.top_k ? Quantile(shape, n) : 0.0;
+      for (const size_t heads : {1, 2, 3, 4, 5}) {
+        const auto queries = random_.Floats(heads * dim, 2.0f);
+        const auto together = cache.RunHeads(queries, quantile, n);
+        ASSERT_EQ(together.size(), heads);
+        for (size_t h = 0; h < heads; ++h) {
+          const auto alone = cache.Run({queries.begin() + static_cast<ptrdiff_t>(h * dim),
+                                        queries.begin() + static_cast<ptrdiff_t>((h + 1) * dim)},
+                                       quantile);
+          ASSERT_TRUE(SameBits(together[h].out, alone.out)) << n << ", head " << h;
+          ASSERT_EQ(together[h].kept, alone.kept) << n << ", head " << h;
+        }
+      }
+    }
+  }
+}
+
+// Whatever is stored is read back as exactly that, rounded to nearest even in bf16: with one
+// position visible the output of dense attention is its value.
+TEST_P(AttentionTest, ValuesComeBackExactly) {
+  for (const AttentionShape& shape : InBothTypes({Spark(90, 90, 0)})) {
+    Cache cache(shape, random_, 1, 37);
+    cache.values[0] = 1.0f + 0x1p-8f;             // a tie: to 1
+    cache.values[1] = 1.0f + 0x3p-8f;             // a tie: to 1 + 2^-6
+    cache.values[2] = 1.0f + 0x1p-8f + 0x1p-20f;  // above the tie: to 1 + 2^-7
+    cache.values[3] = -3.0e38f;
+    cache.values[4] = 0x1p-120f;
+    const auto raw = cache.values;
+    cache.Store();
+    const auto actual = cache.Run(random_.Floats(90), 0.0);
+    EXPECT_TRUE(SameBits(actual.out, cache.values));
+    if (shape.kv_dtype == DType::kF32) {
+      EXPECT_TRUE(SameBits(actual.out, raw));
+    } else {
+      EXPECT_EQ(actual.out[0], 1.0f);
+      EXPECT_EQ(actual.out[1], 1.0f + 0x1p-6f);
+      EXPECT_EQ(actual.out[2], 1.0f + 0x1p-7f);
     }
   }
 }
@@ -238,7 +322,7 @@ TEST_P(AttentionTest, TopKAboveNIsDenseSoftmaxTimesSoftplus) {
 // A window of positions gives the same bits wherever it lies in the blocks, whatever lies around
 // it.
 TEST_P(AttentionTest, PlaceInBlocksDoesNotChangeBits) {
-  for (const AttentionShape& shape : {Spark(64, 32, 24), Spark(64, 64, 0)}) {
+  for (const AttentionShape& shape : InBothTypes({Spark(64, 32, 24), Spark(64, 64, 0)})) {
     for (const size_t n : {1, 20, 64, 150}) {
       Random keys(9);
       Cache first(shape, keys, n, 0);
@@ -257,17 +341,18 @@ TEST_P(AttentionTest, PlaceInBlocksDoesNotChangeBits) {
 }
 
 TEST_P(AttentionTest, AWindowSeesOnlyItsPositions) {
-  const AttentionShape shape = Spark(64, 32, 24);
-  Cache cache(shape, random_, 150);
-  const auto query = random_.Floats(64, 2.0f);
-  const double quantile = Quantile(shape, 70);
-  const auto window = cache.Run(query, quantile, 70);
-  for (size_t i = 0; i < 80 * 64; ++i) cache.keys[i] = cache.values[i] = kNaN;
-  cache.Store();
-  const auto without = cache.Run(query, quantile, 70);
-  EXPECT_TRUE(SameBits(window.out, without.out));
-  EXPECT_EQ(window.kept, without.kept);
-  EXPECT_GE(window.kept.front(), 80u);
+  for (const AttentionShape& shape : InBothTypes({Spark(64, 32, 24)})) {
+    Cache cache(shape, random_, 150);
+    const auto query = random_.Floats(64, 2.0f);
+    const double quantile = Quantile(shape, 70);
+    const auto window = cache.Run(query, quantile, 70);
+    for (size_t i = 0; i < 80 * 64; ++i) cache.keys[i] = cache.values[i] = kNaN;
+    cache.Store();
+    const auto without = cache.Run(query, quantile, 70);
+    EXPECT_TRUE(SameBits(window.out, without.out));
+    EXPECT_EQ(window.kept, without.kept);
+    EXPECT_GE(window.kept.front(), 80u);
+  }
 }
 
 TEST_P(AttentionTest, TiesKeepTheFirst) {
@@ -286,40 +371,57 @@ TEST_P(AttentionTest, TiesKeepTheFirst) {
 }
 
 TEST_P(AttentionTest, ValuesThatAreNotFiniteKeepOnePosition) {
-  const AttentionShape shape = Spark(16, 8, 4);
-  for (const float bad : {kNaN, kInf, -kInf}) {
-    Cache cache(shape, random_, 50, 3);
-    auto query = random_.Floats(16);
-    const auto clean = reference::Attend(shape, query, cache.keys, cache.values, 100.0);
-    cache.keys[0] = kNaN;  // the score of position 0 alone
-    cache.Store();
-    const auto one = cache.Run(query, Quantile(shape, 50));
-    EXPECT_EQ(one.kept.size(), 1u);
-    if (clean.kept[0] != 0) {
-      EXPECT_EQ(one.kept, Shifted(clean.kept, 3));
-    }
-    EXPECT_TRUE(std::isfinite(one.out[0]));
+  for (const AttentionShape& shape : InBothTypes({Spark(16, 8, 4)})) {
+    for (const float bad : {kNaN, kInf, -kInf}) {
+      Cache cache(shape, random_, 50, 3);
+      auto query = random_.Floats(16);
+      const auto clean = reference::Attend(shape, query, cache.keys, cache.values, 100.0);
+      cache.keys[0] = kNaN;  // the score of position 0 alone
+      cache.Store();
+      const auto one = cache.Run(query, Quantile(shape, 50));
+      EXPECT_EQ(one.kept.size(), 1u);
+      if (clean.kept[0] != 0) {
+        EXPECT_EQ(one.kept, Shifted(clean.kept, 3));
+      }
+      EXPECT_TRUE(std::isfinite(one.out[0]));
 
-    query[0] = bad;
-    EXPECT_EQ(cache.Run(query, Quantile(shape, 50)).kept.size(), 1u);
-    EXPECT_EQ(cache.Run(query, 0.0, 4).kept.size(), 4u);  // n ≤ top_k keeps all
+      query[0] = bad;
+      EXPECT_EQ(cache.Run(query, Quantile(shape, 50)).kept.size(), 1u);
+      EXPECT_EQ(cache.Run(query, 0.0, 4).kept.size(), 4u);  // n ≤ top_k keeps all
+    }
+    Cache cache(shape, random_, 50);
+    const auto query = random_.Floats(16);
+    EXPECT_EQ(cache.Run(query, static_cast<double>(kNaN)).kept.size(), 1u);
+    EXPECT_EQ(cache.Run(query, static_cast<double>(kInf)).kept.size(), 1u);
+    EXPECT_EQ(cache.Run(query, -static_cast<double>(kInf)).kept.size(), 50u);
   }
-  Cache cache(shape, random_, 50);
-  const auto query = random_.Floats(16);
-  EXPECT_EQ(cache.Run(query, static_cast<double>(kNaN)).kept.size(), 1u);
-  EXPECT_EQ(cache.Run(query, static_cast<double>(kInf)).kept.size(), 1u);
-  EXPECT_EQ(cache.Run(query, -static_cast<double>(kInf)).kept.size(), 50u);
+}
+
+// Every element of a block is a known one of the position that was stored, and no other is touched.
+template <typename T>
+void ExpectLayout(const AttentionShape& shape, size_t slot, size_t column,
+                  float (*read)(const T&)) {
+  const float key[] = {1, 2, 3, 4, 5, 6}, value[] = {11, 12, 13, 14, 15, 16};
+  std::vector<T> block(2 * 6 * kKvBlockTokens);
+  ASSERT_EQ(shape.BlockBytes(), block.size() * sizeof(T));
+  StoreKeyValue(shape, key, value, slot, reinterpret_cast<std::byte*>(block.data()));
+  for (size_t j = 0; j < 4; ++j) EXPECT_EQ(read(block[j * 32 + column]), key[j]);
+  for (size_t j = 0; j < 2; ++j) EXPECT_EQ(read(block[4 * 32 + slot * 2 + j]), key[4 + j]);
+  for (size_t j = 0; j < 6; ++j) EXPECT_EQ(read(block[6 * 32 + slot * 6 + j]), value[j]);
+  EXPECT_EQ(std::count_if(block.begin(), block.end(), [&](const T& v) { return read(v) == 0; }),
+            2 * 6 * 32 - 12);
 }
 
 TEST(StoreKeyValueTest, FollowsTheLayout) {
-  const AttentionShape shape = Spark(6, 4, 1);
-  std::vector<float> block(shape.BlockFloats(), -1.0f);
-  const float key[] = {1, 2, 3, 4, 5, 6}, value[] = {11, 12, 13, 14, 15, 16};
-  StoreKeyValue(shape, key, value, 31, block.data());
-  for (size_t j = 0; j < 4; ++j) EXPECT_EQ(block[j * 32 + 31], key[j]);
-  for (size_t j = 0; j < 2; ++j) EXPECT_EQ(block[4 * 32 + 31 * 2 + j], key[4 + j]);
-  for (size_t j = 0; j < 6; ++j) EXPECT_EQ(block[6 * 32 + 31 * 6 + j], value[j]);
-  EXPECT_EQ(std::count(block.begin(), block.end(), -1.0f), 2 * 6 * 32 - 12);
+  AttentionShape shape = Spark(6, 4, 1);
+  for (const size_t slot : {0, 5, 16, 31}) {
+    ExpectLayout<float>(shape, slot, slot, [](const float& v) { return v; });
+  }
+  shape.kv_dtype = DType::kBF16;  // the slots s and s + 16 are neighbours
+  for (const auto& [slot, column] : {std::pair{0, 0}, {5, 10}, {16, 1}, {31, 31}}) {
+    ExpectLayout<BF16>(shape, static_cast<size_t>(slot), static_cast<size_t>(column),
+                       [](const BF16& v) { return ToF32(v); });
+  }
 }
 
 }  // namespace

@@ -37,7 +37,9 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
   if (!compute.ok()) return AtModel(spec, compute.status());
 
   EngineMetrics* const metrics = out->metrics->AddModel(spec.name, config);
-  auto engine = Engine::Create(*weights, *std::move(tokenizer), *compute, options.engine,
+  EngineOptions engine_options = options.engine;
+  engine_options.kv_dtype = KvCacheType(options);
+  auto engine = Engine::Create(*weights, *std::move(tokenizer), *compute, engine_options,
                                out->pool.get(), metrics);
   if (!engine.ok()) return AtModel(spec, engine.status());
 
@@ -59,6 +61,7 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
        {"weights", DTypeName((*weights)->dtype)},
        {"weight_bytes", (*weights)->bytes()},
        {"compute", ComputeTypeName(*compute)},
+       {"kv_cache_type", DTypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},
        {"kv_cache_tokens", model.engine->kv_capacity_tokens()},
        {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});

@@ -331,6 +331,7 @@ Option SublinearHead() {
 const std::vector<Option>& Table() {
   using O = ServerOptions;
   using Compute = std::optional<ComputeType>;
+  using KvType = std::optional<kernels::DType>;
   static const auto* const table = new std::vector<Option>{
       Model(),
       Address(
@@ -365,6 +366,11 @@ const std::vector<Option>& Table() {
       Bytes<size_t>(
           "kv-cache-bytes", "Memory for keys and values of each model; 0: a share of the memory", 0,
           uint64_t{1} << 46, +[](O& o) -> size_t& { return o.engine.kv_cache_bytes; }),
+      Choice<KvType>(
+          "kv-cache-type", "auto|f32|bf16",
+          "How keys and values are cached; auto is f32 with --compute f32, bf16 otherwise",
+          {{"auto", std::nullopt}, {"f32", kernels::DType::kF32}, {"bf16", kernels::DType::kBF16}},
+          +[](O& o) -> KvType& { return o.kv_cache_type; }),
       Whole<uint32_t>(
           "max-prompt-tokens", "Longest prompt; 0: what the model's context allows", 0, 100'000'000,
           +[](O& o) -> uint32_t& { return o.max_prompt_tokens; }),
@@ -603,6 +609,11 @@ absl::Status CheckTogether(const ServerOptions& options) {
 }
 
 }  // namespace
+
+kernels::DType KvCacheType(const ServerOptions& options) {
+  if (options.kv_cache_type.has_value()) return *options.kv_cache_type;
+  return options.compute == ComputeType::kF32 ? kernels::DType::kF32 : kernels::DType::kBF16;
+}
 
 const char* Version() { return FIRESTEEL_VERSION; }
 

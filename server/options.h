@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kernels/tensor.h"
 #include "runtime/checkpoint/weights.h"
 #include "runtime/model/compute_type.h"
 #include "runtime/scheduler/engine.h"
@@ -32,8 +33,9 @@ struct ServerOptions {
   std::string address = "127.0.0.1:50051";
   std::string metrics_address = "127.0.0.1:9464";
   WeightFormat weights = WeightFormat::kAuto;
-  std::optional<ComputeType> compute;  // unset: what suits the weights
-  uint32_t threads = 1;                // the parser's default is DefaultThreadCount()
+  std::optional<ComputeType> compute;           // unset: what suits the weights
+  std::optional<kernels::DType> kv_cache_type;  // unset: see KvCacheType
+  uint32_t threads = 1;                         // the parser's default is DefaultThreadCount()
   EngineOptions engine;
   uint32_t max_prompt_tokens = 0;  // 0: what the context allows
   uint64_t max_message_bytes = 4u << 20;
@@ -47,6 +49,10 @@ struct ServerOptions {
   bool check = false;
   bool sublinear_head = false;  // accepts nothing else yet
 };
+
+/// How keys and values are cached: as --kv-cache-type says. Without it bf16, unless --compute f32
+/// was asked for: that is the parity mode, where nothing is rounded that need not be.
+kernels::DType KvCacheType(const ServerOptions& options);
 
 /// What the command line asks for.
 struct CommandLine {

@@ -94,6 +94,8 @@ TEST(OptionsTest, EveryValueReachesItsField) {
                                          "600",
                                          "--kv-cache-bytes",
                                          "2MiB",
+                                         "--kv-cache-type",
+                                         "bf16",
                                          "--max-prompt-tokens",
                                          "7",
                                          "--max-message-bytes",
@@ -124,6 +126,7 @@ TEST(OptionsTest, EveryValueReachesItsField) {
   EXPECT_EQ(options.engine.max_queue_requests, 5u);
   EXPECT_EQ(options.engine.max_queue_tokens, 600u);
   EXPECT_EQ(options.engine.kv_cache_bytes, 2u << 20);
+  EXPECT_EQ(options.kv_cache_type, kernels::DType::kBF16);
   EXPECT_EQ(options.max_prompt_tokens, 7u);
   EXPECT_EQ(options.max_message_bytes, 64u << 10);
   EXPECT_EQ(options.engine.target_itl, absl::Microseconds(12500));
@@ -133,6 +136,29 @@ TEST(OptionsTest, EveryValueReachesItsField) {
   EXPECT_FALSE(options.warmup);
   EXPECT_EQ(options.log_level, "debug");
   EXPECT_EQ(options.log_format, LogFormat::kJson);
+}
+
+TEST(OptionsTest, TheCacheIsOfF32WhereF32WasAskedFor) {
+  using kernels::DType;
+  struct Case {
+    std::vector<std::string> arguments;
+    DType expected;
+  };
+  for (const Case& c :
+       std::vector<Case>{{{}, DType::kBF16},
+                         {{"--compute", "auto"}, DType::kBF16},
+                         {{"--compute", "bf16"}, DType::kBF16},
+                         {{"--compute", "f32"}, DType::kF32},
+                         {{"--compute", "f32", "--kv-cache-type", "auto"}, DType::kF32},
+                         {{"--compute", "f32", "--kv-cache-type", "bf16"}, DType::kBF16},
+                         {{"--compute", "bf16", "--kv-cache-type", "f32"}, DType::kF32},
+                         {{"--kv-cache-type", "f32"}, DType::kF32}}) {
+    EXPECT_EQ(KvCacheType(ParseOk(c.arguments)), c.expected)
+        << ::testing::PrintToString(c.arguments);
+  }
+  EXPECT_EQ(KvCacheType(ParseOk({}, {{"FIRESTEEL_KV_CACHE_TYPE", "f32"}})), DType::kF32);
+  EXPECT_THAT(ParseError({"--kv-cache-type", "int8"}),
+              AllOf(HasSubstr("--kv-cache-type"), HasSubstr("int8"), HasSubstr("bf16")));
 }
 
 TEST(OptionsTest, ModelsHaveNamesOfTheirOwnOrOfTheirFolder) {

@@ -2,7 +2,7 @@
 
 namespace firesteel {
 
-CostModel::CostModel(const ModelWeights& weights) {
+CostModel::CostModel(const ModelWeights& weights, kernels::DType kv_dtype) {
   const ModelConfig& c = weights.config;
   const double d = static_cast<double>(c.hidden_size);
   const LayerWeights& layer = weights.layers[0];
@@ -26,8 +26,11 @@ CostModel::CostModel(const ModelWeights& weights) {
       static_cast<double>(layer.up_proj.bytes() + layer.down_proj.bytes()) / neurons_;
   flops_per_visible_ = 2 * scored;
   flops_per_attended_ = 2 * (head_dim - scored + head_dim);  // rest of the key, value
-  kv_bytes_per_visible_ = sizeof(float) * scored * static_cast<double>(c.num_kv_heads);
-  kv_bytes_per_attended_ = sizeof(float) * (head_dim - scored + head_dim);
+  const double kv_element = static_cast<double>(kernels::BytesOf(kv_dtype, 1));
+  const double kv_heads = static_cast<double>(c.num_kv_heads);
+  kv_bytes_per_visible_ = kv_element * scored * kv_heads;
+  kv_bytes_per_attended_ =
+      kv_element * (head_dim - scored + head_dim) * (spark_ ? 1 : kv_heads / heads_);
   head_flops_ = 2 * d * static_cast<double>(c.vocab_size);
   head_bytes_ = static_cast<double>(weights.embedding.bytes());
 }

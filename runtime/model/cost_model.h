@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "kernels/tensor.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/weights.h"
 #include "runtime/model/activity.h"
@@ -28,7 +29,8 @@ struct Cost {
 /// every visible position computed (spec: flops_skipped_fraction). Immutable; thread-safe.
 class CostModel {
  public:
-  explicit CostModel(const ModelWeights& weights);
+  /// `kv_dtype` is that of the KV cache.
+  CostModel(const ModelWeights& weights, kernels::DType kv_dtype);
 
   /// FLOPs of one token in one layer.
   Cost LayerFlops(const RowActivity& row) const;
@@ -39,7 +41,8 @@ class CostModel {
   /// needed.
   Cost LayerBytes(size_t ffn_union) const;
   /// Bytes of the KV cache that one token reads in one layer: what is scored once a key/value head,
-  /// what is attended once a query head (heads of a group seldom keep the same positions).
+  /// what is attended once a query head in a Spark model (heads of a group seldom keep the same
+  /// positions) and once a key/value head in a dense one (they keep all).
   double KvBytes(const RowActivity& row) const;
   /// Bytes of the output head, read once a step in which any token needs logits.
   double HeadBytes() const { return head_bytes_; }

@@ -10,17 +10,18 @@
 
 namespace firesteel {
 
-kernels::AttentionShape AttentionShapeOf(const ModelConfig& config) {
+kernels::AttentionShape AttentionShapeOf(const ModelConfig& config, kernels::DType kv_dtype) {
   kernels::AttentionShape shape;
   shape.head_dim = config.head_dim;
   shape.predictor_dim = config.spark() ? config.attention_predictor_dim : config.head_dim;
   shape.top_k = config.spark() ? config.attention_top_k : 0;
   shape.scale = static_cast<float>(1.0 / std::sqrt(config.query_pre_attn_scalar));
   shape.softcap = static_cast<float>(config.attn_logit_softcapping);
+  shape.kv_dtype = kv_dtype;
   return shape;
 }
 
-KvLease::KvLease(KvBlockPool* pool, std::vector<float*> blocks)
+KvLease::KvLease(KvBlockPool* pool, std::vector<std::byte*> blocks)
     : pool_(pool), blocks_(std::move(blocks)) {}
 
 KvLease::KvLease(KvLease&& other) noexcept
@@ -36,9 +37,8 @@ KvLease::~KvLease() {
   if (pool_ != nullptr) pool_->free_.insert(pool_->free_.end(), blocks_.begin(), blocks_.end());
 }
 
-size_t KvBlockPool::BytesPerBlock(const ModelConfig& config) {
-  return config.num_layers * config.num_kv_heads * AttentionShapeOf(config).BlockFloats() *
-         sizeof(float);
+size_t KvBlockPool::BytesPerBlock(const ModelConfig& config, kernels::DType kv_dtype) {
+  return config.num_layers * config.num_kv_heads * AttentionShapeOf(config, kv_dtype).BlockBytes();
 }
 
 size_t KvBlockPool::BlocksFor(size_t tokens) {
@@ -46,8 +46,9 @@ size_t KvBlockPool::BlocksFor(size_t tokens) {
 }
 
 absl::StatusOr<std::unique_ptr<KvBlockPool>> KvBlockPool::Create(const ModelConfig& config,
+                                                                 kernels::DType kv_dtype,
                                                                  size_t bytes) {
-  const size_t block_bytes = BytesPerBlock(config);
+  const size_t block_bytes = BytesPerBlock(config, kv_dtype);
   const size_t blocks = bytes / block_bytes;
   if (blocks == 0) {
     return absl::ResourceExhaustedError(
@@ -63,13 +64,13 @@ absl::StatusOr<std::unique_ptr<KvBlockPool>> KvBlockPool::Create(const ModelConf
   }
   madvise(memory, mapped, MADV_HUGEPAGE);  // a hint: attention gathers rows from all over the cache
   return std::unique_ptr<KvBlockPool>(
-      new KvBlockPool(static_cast<float*>(memory), mapped, block_bytes / sizeof(float), blocks));
+      new KvBlockPool(static_cast<std::byte*>(memory), mapped, block_bytes, blocks));
 }
 
-KvBlockPool::KvBlockPool(float* memory, size_t bytes, size_t block_floats, size_t total_blocks)
+KvBlockPool::KvBlockPool(std::byte* memory, size_t bytes, size_t block_bytes, size_t total_blocks)
     : memory_(memory), mapped_bytes_(bytes), total_blocks_(total_blocks) {
   free_.reserve(total_blocks);
-  for (size_t i = total_blocks; i > 0; --i) free_.push_back(memory_ + (i - 1) * block_floats);
+  for (size_t i = total_blocks; i > 0; --i) free_.push_back(memory_ + (i - 1) * block_bytes);
 }
 
 KvBlockPool::~KvBlockPool() { munmap(memory_, mapped_bytes_); }
@@ -80,7 +81,7 @@ absl::StatusOr<KvLease> KvBlockPool::Lease(size_t tokens) {
     return absl::ResourceExhaustedError(
         absl::StrCat(tokens, " tokens need ", blocks, " KV blocks, ", free_.size(), " are free"));
   }
-  std::vector<float*> taken(free_.end() - static_cast<ptrdiff_t>(blocks), free_.end());
+  std::vector<std::byte*> taken(free_.end() - static_cast<ptrdiff_t>(blocks), free_.end());
   free_.resize(free_.size() - blocks);
   return KvLease(this, std::move(taken));
 }

@@ -10,12 +10,13 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/attention.h"
+#include "kernels/tensor.h"
 #include "runtime/checkpoint/model_config.h"
 
 namespace firesteel {
 
-/// How one query head of this model reads the cache.
-kernels::AttentionShape AttentionShapeOf(const ModelConfig& config);
+/// How the query heads of this model read a cache whose elements are of `kv_dtype`.
+kernels::AttentionShape AttentionShapeOf(const ModelConfig& config, kernels::DType kv_dtype);
 
 class KvBlockPool;
 
@@ -30,31 +31,31 @@ class KvLease {
 
   /// Positions that fit.
   size_t capacity_tokens() const { return blocks_.size() * kernels::kKvBlockTokens; }
-  std::span<float* const> blocks() const { return blocks_; }
+  std::span<std::byte* const> blocks() const { return blocks_; }
 
  private:
   friend class KvBlockPool;
-  KvLease(KvBlockPool* pool, std::vector<float*> blocks);
+  KvLease(KvBlockPool* pool, std::vector<std::byte*> blocks);
   KvBlockPool* pool_ = nullptr;
-  std::vector<float*> blocks_;
+  std::vector<std::byte*> blocks_;
 };
 
 /// A fixed number of blocks out of one reservation of address space; pages are backed by memory
 /// when first written. Not thread-safe: the scheduler's thread owns it. Outlives its leases.
 ///
-/// A block holds, for each layer and key/value head, what kernels::AttentionShape describes, in
-/// float32.
+/// A block holds, for each layer and key/value head, what kernels::AttentionShape describes. bf16
+/// halves what attention reads and doubles what fits; f32 keeps keys and values as computed.
 class KvBlockPool {
  public:
   /// As many blocks as fit into `bytes`. ResourceExhausted if not one does or the address space is
   /// refused.
   static absl::StatusOr<std::unique_ptr<KvBlockPool>> Create(const ModelConfig& config,
-                                                             size_t bytes);
+                                                             kernels::DType kv_dtype, size_t bytes);
   ~KvBlockPool();
   KvBlockPool(const KvBlockPool&) = delete;
   KvBlockPool& operator=(const KvBlockPool&) = delete;
 
-  static size_t BytesPerBlock(const ModelConfig& config);
+  static size_t BytesPerBlock(const ModelConfig& config, kernels::DType kv_dtype);
   static size_t BlocksFor(size_t tokens);
 
   /// Blocks for `tokens` positions. ResourceExhausted, naming both numbers, if fewer are free.
@@ -68,12 +69,12 @@ class KvBlockPool {
 
  private:
   friend class KvLease;
-  KvBlockPool(float* memory, size_t bytes, size_t block_floats, size_t total_blocks);
+  KvBlockPool(std::byte* memory, size_t bytes, size_t block_bytes, size_t total_blocks);
 
-  float* const memory_;
+  std::byte* const memory_;
   const size_t mapped_bytes_;
   const size_t total_blocks_;
-  std::vector<float*> free_;  // a stack: the block freed last is the warmest
+  std::vector<std::byte*> free_;  // a stack: the block freed last is the warmest
 };
 
 }  // namespace firesteel

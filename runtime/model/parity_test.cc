@@ -93,11 +93,13 @@ class ParityTest : public ::testing::TestWithParam<std::string> {
     ASSERT_TRUE(goldens.ok()) << goldens.status();
     goldens_ = *std::move(goldens);
     ASSERT_GE(goldens_.prompts.size(), 5u);
-    cache_ = std::move(KvBlockPool::Create(config(), 4 * KvBlockPool::BlocksFor(context()) *
-                                                         KvBlockPool::BytesPerBlock(config())))
+    cache_ = std::move(KvBlockPool::Create(
+                           config(), kernels::DType::kF32,
+                           4 * KvBlockPool::BlocksFor(context()) *
+                               KvBlockPool::BytesPerBlock(config(), kernels::DType::kF32)))
                  .value();
-    transformer_ =
-        std::make_unique<Transformer>(weights_, ComputeType::kF32, &pool_, context(), context());
+    transformer_ = std::make_unique<Transformer>(weights_, ComputeType::kF32, kernels::DType::kF32,
+                                                 &pool_, context(), context());
   }
   const ModelConfig& config() const { return weights_->config; }
   size_t context() const { return config().max_position_embeddings; }
@@ -250,10 +252,17 @@ class ValidationTest : public ParityTest {
     std::vector<std::vector<uint32_t>> ffn_sets;  // by step, layer and row
   };
 
-  Result Evaluate(ComputeType compute) { return Evaluate(weights_, compute); }
+  Result Evaluate(ComputeType compute, kernels::DType kv_dtype) {
+    return Evaluate(weights_, compute, kv_dtype);
+  }
 
-  Result Evaluate(std::shared_ptr<const ModelWeights> weights, ComputeType compute) {
-    Transformer transformer(std::move(weights), compute, &pool_, 256, 256);
+  Result Evaluate(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
+                  kernels::DType kv_dtype) {
+    auto cache = std::move(KvBlockPool::Create(config(), kv_dtype,
+                                               KvBlockPool::BlocksFor(context()) *
+                                                   KvBlockPool::BytesPerBlock(config(), kv_dtype)))
+                     .value();
+    Transformer transformer(std::move(weights), compute, kv_dtype, &pool_, 256, 256);
     SetRecorder sets(config(), 256);
     Result result;
     result.ffn_active_fraction.resize(config().num_layers);
@@ -264,7 +273,7 @@ class ValidationTest : public ParityTest {
     for (std::string line; std::getline(file, line);) {
       std::stringstream numbers(line);
       const std::vector<int32_t> ids{std::istream_iterator<int32_t>(numbers), {}};
-      const KvLease lease = Lease();
+      const KvLease lease = std::move(cache->Lease(context())).value();
       for (size_t at = 0; at < ids.size(); at += 256) {
         const size_t n = std::min<size_t>(256, ids.size() - at);
         const SequenceSlice slice{std::span(ids).subspan(at, n), at, lease.blocks(),
@@ -305,13 +314,16 @@ class ValidationTest : public ParityTest {
 TEST_P(ValidationTest, LossAndSparsity) {
   auto expected = LoadValidStats(kSource + "/testdata/valid_stats.json", GetParam());
   ASSERT_TRUE(expected.ok()) << expected.status();
-  const Result f32 = Evaluate(ComputeType::kF32);
-  const Result bf16 = Evaluate(ComputeType::kBF16);
+  const Result f32 = Evaluate(ComputeType::kF32, kernels::DType::kF32);
+  const Result bf16 = Evaluate(ComputeType::kBF16, kernels::DType::kF32);
+  const Result bf16_cache = Evaluate(ComputeType::kF32, kernels::DType::kBF16);
   std::cout << GetParam() << ": reference " << expected->nll << ", f32 off by "
-            << f32.nll - expected->nll << ", bf16 by " << bf16.nll - expected->nll << "\n";
+            << f32.nll - expected->nll << ", bf16 by " << bf16.nll - expected->nll
+            << ", a bf16 cache by " << bf16_cache.nll - expected->nll << "\n";
   EXPECT_NEAR(f32.nll, expected->nll, 0.002);
   EXPECT_NEAR(bf16.nll, expected->nll, 0.01);
-  for (const Result* result : {&f32, &bf16}) {
+  EXPECT_NEAR(bf16_cache.nll, expected->nll, 0.01);
+  for (const Result* result : {&f32, &bf16, &bf16_cache}) {
     for (size_t layer = 0; layer < config().num_layers; ++layer) {
       EXPECT_NEAR(result->ffn_active_fraction[layer], expected->ffn_active_fraction[layer], 0.001)
           << "layer " << layer;
@@ -323,7 +335,7 @@ TEST_P(ValidationTest, LossAndSparsity) {
 
 // What rounding the weights costs, against the same checkpoint in bf16.
 TEST_P(ValidationTest, QuantizedWeightsKeepTheLoss) {
-  const Result bf16 = Evaluate(ComputeType::kF32);
+  const Result bf16 = Evaluate(ComputeType::kF32, kernels::DType::kF32);
   const bool spark = config().spark();
   const struct {
     WeightFormat format;
@@ -333,7 +345,8 @@ TEST_P(ValidationTest, QuantizedWeightsKeepTheLoss) {
     auto weights = LoadWeights(FolderOf(GetParam()), format);
     ASSERT_TRUE(weights.ok()) << weights.status();
     const std::string name = DTypeName((*weights)->dtype);
-    const Result rounded = Evaluate(*std::move(weights), ComputeType::kInteger);
+    const Result rounded =
+        Evaluate(*std::move(weights), ComputeType::kInteger, kernels::DType::kBF16);
     size_t both = 0, total = 0;
     for (size_t i = 0; i < bf16.ffn_sets.size(); ++i) {
       total += bf16.ffn_sets[i].size();

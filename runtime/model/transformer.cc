@@ -51,20 +51,21 @@ MatView Writable(Matrix& matrix, size_t rows) {
 }  // namespace
 
 struct Transformer::WorkerScratch {
-  Matrix attention;                  // [1, AttentionScratchFloats(context)]
-  std::vector<uint32_t> kept;        // [context + slack]
+  Matrix attention;                  // [1, AttentionScratchFloats(heads of a KV head, context)]
+  std::vector<uint32_t> kept;        // [heads of a KV head, context + slack]
+  std::vector<size_t> num_kept;      // [heads of a KV head]
   std::unique_ptr<gemm::Gemm> gemm;  // null: no matrix units, or no use for them
   std::vector<int32_t> sums;         // [2 · max_rows, kSumOutputs], with gemm and integers
 };
 
 Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
-                         WorkerPool* pool, size_t max_rows, size_t max_logit_rows)
+                         DType kv_dtype, WorkerPool* pool, size_t max_rows, size_t max_logit_rows)
     : weights_(std::move(weights)),
       config_(weights_->config),
       compute_(compute),
       pool_(pool),
       max_rows_(max_rows),
-      attention_(AttentionShapeOf(config_)),
+      attention_(AttentionShapeOf(config_, kv_dtype)),
       predictor_rope_(attention_.predictor_dim, config_.max_position_embeddings,
                       config_.rope_theta),
       rest_rope_(attention_.spark() ? std::make_unique<RopeTable>(
@@ -91,8 +92,10 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
   layer_activity_.resize(config_.num_layers);
   row_activity_.resize(config_.num_layers * max_rows);
   for (size_t i = 0; i < pool->num_threads(); ++i) {
-    scratch_.push_back({Matrix(1, kernels::AttentionScratchFloats(context), DType::kF32),
-                        std::vector<uint32_t>(context + kernels::kCompactionSlack),
+    const size_t heads = config_.num_heads / config_.num_kv_heads;
+    scratch_.push_back({Matrix(1, kernels::AttentionScratchFloats(heads, context), DType::kF32),
+                        std::vector<uint32_t>(heads * (context + kernels::kCompactionSlack)),
+                        std::vector<size_t>(heads),
                         nullptr,
                         {}});
     if (compute_ == ComputeType::kF32 || max_rows < kMinMatrixRows || !gemm::Available()) continue;
@@ -281,38 +284,50 @@ void Transformer::RotateAndStore(Worker& worker, size_t layer) {
     }
     if (head < heads) continue;
     const size_t kv_head = head - heads;
-    float* const block = row.blocks[row.position / kernels::kKvBlockTokens] +
-                         (layer * kv_heads + kv_head) * attention_.BlockFloats();
+    std::byte* const block = row.blocks[row.position / kernels::kKvBlockTokens] +
+                             (layer * kv_heads + kv_head) * attention_.BlockBytes();
     kernels::StoreKeyValue(attention_, vector, vector + kv_heads * dim,
                            row.position % kernels::kKvBlockTokens, block);
   }
   worker.Barrier();
 }
 
-// Heads of rows are dealt like cards: later rows of a chunk see more positions and cost more.
+// The query heads of a KV head go together, which reads its keys once, unless that leaves workers
+// without any. Tasks are dealt like cards: later rows of a chunk see more positions and cost more.
 void Transformer::AttendRows(Worker& worker, size_t layer) {
-  const size_t tasks = rows_.size() * config_.num_heads;
+  const size_t heads = rows_.size() * config_.num_kv_heads >= worker.team_size()
+                           ? config_.num_heads / config_.num_kv_heads
+                           : 1;
+  const size_t per_row = config_.num_heads / heads;
+  const size_t tasks = rows_.size() * per_row;
   for (size_t task = worker.index(); task < tasks; task += worker.team_size()) {
-    AttendHead(worker, layer, task / config_.num_heads, task % config_.num_heads);
+    AttendHeads(worker, layer, task / per_row, task % per_row * heads, heads);
   }
   worker.Barrier();
 }
 
-void Transformer::AttendHead(Worker& worker, size_t layer, size_t row, size_t head) {
+// Heads [first_head, first_head + heads) of a row, all of the same KV head.
+void Transformer::AttendHeads(Worker& worker, size_t layer, size_t row, size_t first_head,
+                              size_t heads) {
   const Row& r = rows_[row];
   const size_t dim = config_.head_dim;
-  const size_t kv_head = head * config_.num_kv_heads / config_.num_heads;
+  const size_t kv_head = first_head * config_.num_kv_heads / config_.num_heads;
   const size_t begin = FirstVisible(layer, r.position);
   const size_t end = r.position + 1;
   const double quantile = config_.spark() ? attention_quantiles_[end - begin] : 0.0;
   WorkerScratch& scratch = scratch_[worker.index()];
-  const size_t kept = kernels::Attend(
-      attention_, RowOf(qkv_, row) + head * dim, r.blocks,
-      (layer * config_.num_kv_heads + kv_head) * attention_.BlockFloats(), begin, end, quantile,
-      RowOf(scratch.attention, 0), RowOf(attended_.f32, row) + head * dim,
-      probe_ != nullptr ? scratch.kept.data() : nullptr);
-  kept_[row * config_.num_heads + head] = static_cast<uint32_t>(kept);
-  if (probe_ != nullptr) probe_->OnAttended(layer, row, head, {scratch.kept.data(), kept});
+  const size_t kept_stride = end - begin + kernels::kCompactionSlack;
+  kernels::Attend(attention_, RowOf(qkv_, row) + first_head * dim, heads, r.blocks,
+                  (layer * config_.num_kv_heads + kv_head) * attention_.BlockBytes(), begin, end,
+                  quantile, RowOf(scratch.attention, 0),
+                  RowOf(attended_.f32, row) + first_head * dim, scratch.num_kept.data(),
+                  probe_ != nullptr ? scratch.kept.data() : nullptr, kept_stride);
+  for (size_t i = 0; i < heads; ++i) {
+    const size_t kept = scratch.num_kept[i];
+    kept_[row * config_.num_heads + first_head + i] = static_cast<uint32_t>(kept);
+    if (probe_ == nullptr) continue;
+    probe_->OnAttended(layer, row, first_head + i, {&scratch.kept[i * kept_stride], kept});
+  }
 }
 
 // The heads of a row have different workers, and share one scale.

@@ -28,9 +28,9 @@ enum class LogitRows : uint8_t { kNone, kLast, kAll };
 
 /// Consecutive tokens of one sequence: a chunk of its prompt, or the one token to decode from.
 struct SequenceSlice {
-  std::span<const int32_t> tokens;    // ids < vocab_size, at least one
-  size_t position = 0;                // of tokens[0]; all before it are in the cache
-  std::span<float* const> kv_blocks;  // of the sequence, with room for all its positions
+  std::span<const int32_t> tokens;        // ids < vocab_size, at least one
+  size_t position = 0;                    // of tokens[0]; all before it are in the cache
+  std::span<std::byte* const> kv_blocks;  // of the sequence, with room for all its positions
   LogitRows logits = LogitRows::kLast;
 };
 
@@ -51,15 +51,15 @@ inline constexpr size_t kNumPhases = 8;
 /// when it is made: Forward allocates nothing once its lists have grown to the batch.
 ///
 /// The bits of a row's logits depend on the row's sequence (tokens and positions up to it), the
-/// weights, the compute type and the SIMD target only: not on the other slices, the chunking, or
-/// the number of threads. One caller at a time.
+/// weights, the compute type, the cache's type and the SIMD target only: not on the other slices,
+/// the chunking, or the number of threads. One caller at a time.
 class Transformer {
  public:
-  /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. `pool`
-  /// outlives this. `compute` is kInteger exactly where the weights are quantized, and kBF16 needs
-  /// bf16 weights.
-  Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute, WorkerPool* pool,
-              size_t max_rows, size_t max_logit_rows);
+  /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. The cache
+  /// that Forward is given is of `kv_dtype`. `pool` outlives this. `compute` is kInteger exactly
+  /// where the weights are quantized, and kBF16 needs bf16 weights.
+  Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
+              kernels::DType kv_dtype, WorkerPool* pool, size_t max_rows, size_t max_logit_rows);
   ~Transformer();
 
   /// Runs all slices as one batch and writes their keys and values to the cache. Slices are of
@@ -85,7 +85,7 @@ class Transformer {
   struct Row {
     int32_t token;
     size_t position;
-    float* const* blocks;
+    std::byte* const* blocks;
   };
   // An input of dense products: always in f32, and rounded to what the compute type says.
   struct DenseInput {
@@ -117,7 +117,7 @@ class Transformer {
   void AddShard(size_t layer, size_t shard, IndexRange rows, bool own_sums);
   void AddActive(size_t layer, size_t row, IndexRange active, float* sum);
   float* ShardSum(size_t row, size_t shard);
-  void AttendHead(Worker& worker, size_t layer, size_t row, size_t head);
+  void AttendHeads(Worker& worker, size_t layer, size_t row, size_t first_head, size_t heads);
   void CountAttended(size_t layer, size_t row);
   void CountUnion(size_t layer);
 

@@ -5,12 +5,14 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "runtime/model/cost_model.h"
 #include "runtime/model/synthetic.h"
 
 namespace firesteel {
@@ -48,12 +50,14 @@ std::vector<int32_t> RandomTokens(size_t n, uint32_t seed, size_t vocab) {
 
 // One model, its cache and its team.
 struct Runner {
-  Runner(const ModelConfig& config, DType dtype, ComputeType compute, size_t threads)
+  Runner(const ModelConfig& config, DType dtype, ComputeType compute, DType kv_dtype,
+         size_t threads)
       : pool(threads),
         weights(MakeSyntheticWeights(config, dtype, 42)),
-        cache(std::move(KvBlockPool::Create(config, KvBlockPool::BytesPerBlock(config) * 64))
+        cache(std::move(KvBlockPool::Create(config, kv_dtype,
+                                            KvBlockPool::BytesPerBlock(config, kv_dtype) * 64))
                   .value()),
-        transformer(weights, compute, &pool, 160, 160) {}
+        transformer(weights, compute, kv_dtype, &pool, 160, 160) {}
 
   // Logits [tokens, vocab] of a sequence computed in chunks of `chunk`.
   std::vector<float> Run(const std::vector<int32_t>& tokens, size_t chunk) {
@@ -90,6 +94,7 @@ struct Variant {
   ModelConfig config;
   DType dtype;
   ComputeType compute;
+  DType kv_dtype = DType::kF32;
 };
 
 std::vector<Variant> Variants() {
@@ -98,12 +103,14 @@ std::vector<Variant> Variants() {
           {"spark bf16 weights", spark, DType::kBF16, ComputeType::kF32},
           {"spark bf16 compute", spark, DType::kBF16, ComputeType::kBF16},
           {"dense", DenseTwin(spark), DType::kBF16, ComputeType::kF32},
-          {"dense bf16 compute", DenseTwin(spark), DType::kBF16, ComputeType::kBF16}};
+          {"dense bf16 compute", DenseTwin(spark), DType::kBF16, ComputeType::kBF16},
+          {"spark bf16 cache", spark, DType::kBF16, ComputeType::kF32, DType::kBF16},
+          {"dense bf16 cache", DenseTwin(spark), DType::kBF16, ComputeType::kF32, DType::kBF16}};
 }
 
 TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
   for (const Variant& v : Variants()) {
-    Runner runner(v.config, v.dtype, v.compute, 1);
+    Runner runner(v.config, v.dtype, v.compute, v.kv_dtype, 1);
     const auto tokens = RandomTokens(150, 1, v.config.vocab_size);
     const auto whole = runner.Run(tokens, tokens.size());
     ASSERT_EQ(whole.size(), tokens.size() * v.config.vocab_size);
@@ -111,8 +118,10 @@ TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
       EXPECT_TRUE(SameBits(runner.Run(tokens, chunk), whole)) << v.name << ", chunk " << chunk;
     }
     for (size_t threads : {2, 3}) {
-      Runner team(v.config, v.dtype, v.compute, threads);
+      Runner team(v.config, v.dtype, v.compute, v.kv_dtype, threads);
       EXPECT_TRUE(SameBits(team.Run(tokens, 7), whole)) << v.name << ", threads " << threads;
+      // Three threads are more than a single row has KV heads: then query heads go one by one.
+      EXPECT_TRUE(SameBits(team.Run(tokens, 1), whole)) << v.name << ", threads " << threads;
     }
     // The comparison can fail: another prompt gives other bits.
     auto other = tokens;
@@ -123,7 +132,7 @@ TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
 
 TEST(Transformer, BatchMatesDoNotChangeABit) {
   for (const Variant& v : Variants()) {
-    Runner runner(v.config, v.dtype, v.compute, 2);
+    Runner runner(v.config, v.dtype, v.compute, v.kv_dtype, 2);
     std::vector<std::vector<int32_t>> prompts;
     std::vector<std::vector<float>> alone;
     for (uint32_t i = 0; i < 7; ++i) {
@@ -163,7 +172,7 @@ TEST(Transformer, BatchMatesDoNotChangeABit) {
 
 TEST(Transformer, ActivityCountsWhatWasActive) {
   const ModelConfig c = SmallSpark();
-  Runner runner(c, DType::kBF16, ComputeType::kF32, 2);
+  Runner runner(c, DType::kBF16, ComputeType::kF32, DType::kBF16, 2);
   struct Counter : ActivityProbe {
     Counter(size_t layers, size_t rows, size_t heads)
         : num_rows(rows), num_heads(heads), ffn(layers * rows), kept(layers * rows * heads) {}
@@ -208,9 +217,53 @@ TEST(Transformer, ActivityCountsWhatWasActive) {
   EXPECT_NEAR(mean_active / static_cast<double>(n * c.num_layers), 32, 8);
 }
 
+// Rounding keys and values moves logits a little, and only from the first cached position on.
+TEST(Transformer, ABF16CacheIsNearAnF32One) {
+  // Every position is kept: where heads choose, a rounded score may choose another position.
+  ModelConfig spark = SmallSpark();
+  spark.attention_top_k = 200;
+  for (const ModelConfig& config : {spark, DenseTwin(spark)}) {
+    Runner exact(config, DType::kF32, ComputeType::kF32, DType::kF32, 1);
+    Runner rounded(config, DType::kF32, ComputeType::kF32, DType::kBF16, 1);
+    const auto tokens = RandomTokens(100, 3, config.vocab_size);
+    const auto a = exact.Run(tokens, 100);
+    const auto b = rounded.Run(tokens, 100);
+    ASSERT_EQ(a.size(), b.size());
+    EXPECT_FALSE(SameBits(a, b));
+    double difference = 0, square = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+      square += std::pow(static_cast<double>(a[i]), 2);
+    }
+    // bf16 has eight bits: each rounding is off by up to 2^-9, and layers add up.
+    EXPECT_LT(std::sqrt(difference / square), 0.05);
+  }
+}
+
+TEST(CostModel, KvBytesAreThoseOfTheElements) {
+  const ModelConfig c = SmallSpark();  // 4 query heads, 2 KV heads of 24, of which 10 predict
+  const RowActivity row{.attended = 32, .visible = 20};
+  const auto spark = MakeSyntheticWeights(c, DType::kBF16, 1);
+  EXPECT_EQ(CostModel(*spark, DType::kF32).KvBytes(row), 4.0 * (20 * 2 * 10 + 32 * (14 + 24)));
+  EXPECT_EQ(CostModel(*spark, DType::kBF16).KvBytes(row), 2.0 * (20 * 2 * 10 + 32 * (14 + 24)));
+  // Dense: all 20 positions, keys and values, once a KV head.
+  const RowActivity all{.attended = 4 * 20, .visible = 20};
+  const auto dense = MakeSyntheticWeights(DenseTwin(c), DType::kBF16, 1);
+  EXPECT_EQ(CostModel(*dense, DType::kBF16).KvBytes(all), 2.0 * 20 * 2 * (24 + 24));
+}
+
+TEST(KvBlockPool, BF16TakesHalfOfF32) {
+  const ModelConfig c = SmallSpark();
+  EXPECT_EQ(KvBlockPool::BytesPerBlock(c, DType::kF32), 3 * 2 * 32 * 2 * 24 * sizeof(float));
+  EXPECT_EQ(2 * KvBlockPool::BytesPerBlock(c, DType::kBF16),
+            KvBlockPool::BytesPerBlock(c, DType::kF32));
+}
+
 TEST(KvBlockPool, LeasesBalance) {
   const ModelConfig c = SmallSpark();
-  auto pool = std::move(KvBlockPool::Create(c, KvBlockPool::BytesPerBlock(c) * 4 + 17)).value();
+  auto pool = std::move(KvBlockPool::Create(c, DType::kF32,
+                                            KvBlockPool::BytesPerBlock(c, DType::kF32) * 4 + 17))
+                  .value();
   EXPECT_EQ(pool->total_blocks(), 4u);
   {
     KvLease a = std::move(pool->Lease(33)).value();
@@ -225,7 +278,8 @@ TEST(KvBlockPool, LeasesBalance) {
     moved = KvLease();
   }
   EXPECT_EQ(pool->free_blocks(), 4u);
-  EXPECT_EQ(KvBlockPool::Create(c, 10).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(KvBlockPool::Create(c, DType::kF32, 10).status().code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 }  // namespace

@@ -141,12 +141,13 @@ EngineImpl::EngineImpl(std::shared_ptr<const ModelWeights> weights,
       tokenizer_(std::move(tokenizer)),
       compute_(compute),
       options_(options),
-      cost_(*weights_),
+      cost_(*weights_, options.kv_dtype),
       pool_(pool),
       observer_(observer),
       last_progress_(options.clock->Now()),
       kv_pool_(std::move(kv_pool)),
-      transformer_(weights_, compute, pool, options.max_batch_tokens, options.max_batch_size),
+      transformer_(weights_, compute, options.kv_dtype, pool, options.max_batch_tokens,
+                   options.max_batch_size),
       chunk_budget_(options.target_itl, options.max_batch_tokens),
       samplers_(pool->num_threads()),
       thread_([this] { Loop(); }) {}
@@ -541,9 +542,10 @@ absl::Status CheckOptions(const EngineOptions& options) {
 
 }  // namespace
 
-size_t DefaultKvCacheBytes(const ModelConfig& config, uint32_t max_batch_size) {
-  const size_t context =
-      KvBlockPool::BlocksFor(config.max_position_embeddings) * KvBlockPool::BytesPerBlock(config);
+size_t DefaultKvCacheBytes(const ModelConfig& config, kernels::DType kv_dtype,
+                           uint32_t max_batch_size) {
+  const size_t context = KvBlockPool::BlocksFor(config.max_position_embeddings) *
+                         KvBlockPool::BytesPerBlock(config, kv_dtype);
   return std::max(context, std::min(context * max_batch_size, MemoryLimitBytes() / 4));
 }
 
@@ -558,9 +560,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
   }
   EngineOptions resolved = options;
   if (resolved.kv_cache_bytes == 0) {
-    resolved.kv_cache_bytes = DefaultKvCacheBytes(weights->config, options.max_batch_size);
+    resolved.kv_cache_bytes =
+        DefaultKvCacheBytes(weights->config, options.kv_dtype, options.max_batch_size);
   }
-  auto kv_pool = KvBlockPool::Create(weights->config, resolved.kv_cache_bytes);
+  auto kv_pool = KvBlockPool::Create(weights->config, resolved.kv_dtype, resolved.kv_cache_bytes);
   if (!kv_pool.ok()) return kv_pool.status();
   return std::make_unique<EngineImpl>(std::move(weights), std::move(tokenizer), compute, resolved,
                                       *std::move(kv_pool), pool, observer);

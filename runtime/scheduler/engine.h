@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kernels/tensor.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/weights.h"
 #include "runtime/model/compute_type.h"
@@ -30,6 +31,7 @@ struct EngineOptions {
   uint32_t max_queue_requests = 1024;    // waiting requests; one more is refused
   uint32_t max_queue_tokens = 1u << 20;  // prompt tokens of waiting requests; more are refused
   size_t kv_cache_bytes = 0;             // 0: DefaultKvCacheBytes
+  kernels::DType kv_dtype = kernels::DType::kBF16;  // how the cache holds keys and values
   /// Steps in which sequences decode should not take longer: prefill chunks shrink to that end.
   /// Zero: no target.
   absl::Duration target_itl = absl::ZeroDuration();
@@ -78,7 +80,8 @@ class Engine {
 
 /// Room for max_batch_size sequences of a whole context each, but at most a quarter of the memory
 /// this process may use, and at least one context.
-size_t DefaultKvCacheBytes(const ModelConfig& config, uint32_t max_batch_size);
+size_t DefaultKvCacheBytes(const ModelConfig& config, kernels::DType kv_dtype,
+                           uint32_t max_batch_size);
 
 /// Payload type URL on a ResourceExhausted status; the payload is the suggested wait in
 /// milliseconds, decimal.

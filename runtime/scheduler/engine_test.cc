@@ -223,11 +223,13 @@ TEST_F(EngineTest, GreedyIsWhatTheModelSays) {
   const GenerationResult result = sink->Wait();
 
   WorkerPool pool(1);
-  auto cache = std::move(KvBlockPool::Create(weights_->config,
-                                             KvBlockPool::BytesPerBlock(weights_->config) * 8))
-                   .value();
+  const kernels::DType kv_dtype = engine->options().kv_dtype;
+  auto cache =
+      std::move(KvBlockPool::Create(weights_->config, kv_dtype,
+                                    KvBlockPool::BytesPerBlock(weights_->config, kv_dtype) * 8))
+          .value();
   const KvLease lease = std::move(cache->Lease(70)).value();
-  Transformer model(weights_, ComputeType::kF32, &pool, 64, 1);
+  Transformer model(weights_, ComputeType::kF32, kv_dtype, &pool, 64, 1);
   std::vector<int32_t> ids = request.prompt;
   std::vector<int32_t> expected;
   size_t computed = 0;
@@ -515,8 +517,12 @@ TEST_F(EngineTest, HigherPriorityIsAdmittedFirst) {
 }
 
 TEST_F(EngineTest, RequestsThatCanNeverFitAreRefused) {
-  const size_t block = KvBlockPool::BytesPerBlock(weights_->config);
-  auto engine = Make({.kv_cache_bytes = 2 * block});
+  const size_t block = KvBlockPool::BytesPerBlock(weights_->config, kernels::DType::kF32);
+  // The same bytes hold twice as many positions in bf16.
+  EXPECT_EQ(
+      Make({.kv_cache_bytes = 2 * block, .kv_dtype = kernels::DType::kBF16})->kv_capacity_tokens(),
+      128u);
+  auto engine = Make({.kv_cache_bytes = 2 * block, .kv_dtype = kernels::DType::kF32});
   EXPECT_EQ(engine->kv_capacity_tokens(), 64u);
   auto sink = std::make_shared<RecordingSink>();
   const auto refused = engine->Submit(Request(1, 60, 5), sink);

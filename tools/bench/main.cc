@@ -31,6 +31,7 @@ struct Options {
   bool twin = false;
   std::string weights = "auto";
   std::string compute = "auto";
+  std::string kv = "auto";
   std::vector<size_t> threads;
   std::vector<size_t> batch = {1, 8};
   std::vector<size_t> context = {32};
@@ -127,10 +128,15 @@ absl::StatusOr<Report> Run(const Options& options) {
     compute = *resolved;
   }
 
+  // As the server resolves its --kv-cache-type.
+  const bool kv_f32 = options.kv == "auto" ? options.compute == "f32" : options.kv == "f32";
+  const kernels::DType kv_dtype = kv_f32 ? kernels::DType::kF32 : kernels::DType::kBF16;
+
   Report report;
   report.cpu = CpuName();
   report.simd_target = kernels::SimdTargetName();
   report.compute = ComputeTypeName(compute);
+  report.kv = kv_f32 ? "f32" : "bf16";
   report.threads = Largest(options.threads);
   {
     WorkerPool pool(report.threads);
@@ -141,9 +147,9 @@ absl::StatusOr<Report> Run(const Options& options) {
   std::vector<std::unique_ptr<Subject>> subjects;  // [threads][model]
   for (size_t threads : options.threads) {
     for (const Model& model : *models) {
-      subjects.push_back(std::make_unique<Subject>(model.weights, compute, threads, options.chunk,
-                                                   std::max<size_t>(1, Largest(options.batch)),
-                                                   max_tokens, model.trained));
+      subjects.push_back(std::make_unique<Subject>(
+          model.weights, compute, kv_dtype, threads, options.chunk,
+          std::max<size_t>(1, Largest(options.batch)), max_tokens, model.trained));
     }
   }
   const std::vector<Setting> settings = ListSettings(options);
@@ -184,6 +190,9 @@ int Main(int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}))
       ->capture_default_str();
   app.add_option("--compute", options.compute, "Precision of activations and products")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--kv", options.kv, "KV cache; auto: f32 with --compute f32, bf16 otherwise")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->capture_default_str();
   const auto counts = [&](const char* flag, std::vector<size_t>& value, const char* help) {

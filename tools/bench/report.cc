@@ -64,6 +64,7 @@ std::string ToJson(const Report& report) {
                      {"threads", report.threads},
                      {"read_bandwidth_gbps", report.read_bandwidth_gbps}};
   json["compute"] = report.compute;
+  json["kv"] = report.kv;
   json["results"] = nlohmann::json::array();
   for (const Series& series : report.series) {
     const std::vector<double> speeds = Speeds(series);
@@ -97,10 +98,11 @@ std::string ToJson(const Report& report) {
 
 std::string ToTable(const Report& report) {
   std::string out = absl::StrFormat(
-      "%s, SIMD target %s, compute %s, reads %.1f GB/s with %d thread(s)\n\n"
+      "%s, SIMD target %s, compute %s, KV cache %s, reads %.1f GB/s with %d thread(s)\n\n"
       "| threads | phase | prompt | batch | context | model | weights | tokens/s (min to max) | "
       "MB/token | of the bandwidth |\n|---|---|---|---|---|---|---|---|---|---|\n",
-      report.cpu, report.simd_target, report.compute, report.read_bandwidth_gbps, report.threads);
+      report.cpu, report.simd_target, report.compute, report.kv, report.read_bandwidth_gbps,
+      report.threads);
   for (const Series& series : report.series) {
     const Setting& s = series.setting;
     const std::vector<double> speeds = Speeds(series);

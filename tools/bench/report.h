@@ -33,6 +33,7 @@ struct Report {
   std::string cpu;
   std::string simd_target;
   std::string compute;
+  std::string kv;      // "bf16", "f32"
   size_t threads = 1;  // the most of any setting
   double read_bandwidth_gbps = 0;
   std::vector<Series> series;

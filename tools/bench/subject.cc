@@ -16,17 +16,19 @@ double Seconds(std::chrono::steady_clock::duration d) {
 
 }  // namespace
 
-Subject::Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute, size_t threads,
-                 size_t chunk, size_t max_batch, size_t max_tokens, bool own_text)
+Subject::Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
+                 kernels::DType kv_dtype, size_t threads, size_t chunk, size_t max_batch,
+                 size_t max_tokens, bool own_text)
     : weights_(std::move(weights)),
-      cost_(*weights_),
+      cost_(*weights_, kv_dtype),
       chunk_(chunk),
       pool_(threads),
-      cache_(std::move(KvBlockPool::Create(weights_->config,
-                                           max_batch * KvBlockPool::BlocksFor(max_tokens) *
-                                               KvBlockPool::BytesPerBlock(weights_->config)))
-                 .value()),
-      transformer_(weights_, compute, &pool_, std::max(chunk, max_batch), max_batch),
+      cache_(
+          std::move(KvBlockPool::Create(weights_->config, kv_dtype,
+                                        max_batch * KvBlockPool::BlocksFor(max_tokens) *
+                                            KvBlockPool::BytesPerBlock(weights_->config, kv_dtype)))
+              .value()),
+      transformer_(weights_, compute, kv_dtype, &pool_, std::max(chunk, max_batch), max_batch),
       text_(own_text ? WriteText(max_tokens) : RandomText(max_tokens)) {}
 
 std::vector<int32_t> Subject::RandomText(size_t tokens) const {
@@ -59,7 +61,7 @@ double Subject::StepBytes() const {
   return bytes;
 }
 
-void Subject::FillCache(std::span<float* const> blocks, size_t tokens, double* bytes) {
+void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, double* bytes) {
   for (size_t at = 0; at < tokens; at += chunk_) {
     const size_t n = std::min(chunk_, tokens - at);
     const SequenceSlice slice{std::span(text_).subspan(at, n), at, blocks,

@@ -27,11 +27,12 @@ struct Sample {
 /// Not thread-safe.
 class Subject {
  public:
-  /// Sequences of up to `max_tokens`, up to `max_batch` at once, prompts in chunks of `chunk`
-  /// tokens. With `own_text` prompts are what the model itself writes after bos; otherwise they are
-  /// random tokens (of a model with random weights nothing better is to be had).
-  Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute, size_t threads,
-          size_t chunk, size_t max_batch, size_t max_tokens, bool own_text);
+  /// Keys and values are cached in `kv_dtype`. Sequences of up to `max_tokens`, up to `max_batch`
+  /// at once, prompts in chunks of `chunk` tokens. With `own_text` prompts are what the model
+  /// itself writes after bos; otherwise they are random tokens (of a model with random weights
+  /// nothing better is to be had).
+  Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute, kernels::DType kv_dtype,
+          size_t threads, size_t chunk, size_t max_batch, size_t max_tokens, bool own_text);
 
   /// Computes a prompt of `tokens` from an empty cache, logits of the last position included.
   Sample Prefill(size_t tokens);
@@ -46,7 +47,7 @@ class Subject {
  private:
   std::vector<int32_t> WriteText(size_t tokens);
   std::vector<int32_t> RandomText(size_t tokens) const;
-  void FillCache(std::span<float* const> blocks, size_t tokens, double* bytes);
+  void FillCache(std::span<std::byte* const> blocks, size_t tokens, double* bytes);
   double StepBytes() const;
 
   const std::shared_ptr<const ModelWeights> weights_;
