@@ -203,6 +203,18 @@ HWY_INLINE hn::Vec<hn::FixedTag<int32_t, 4>> SumsOfFour(SumVec a, SumVec b, SumV
 }
 #endif
 
+// Into the L2 cache: it can wait for more lines at once than the L1 cache.
+HWY_INLINE void FetchToL2(const uint8_t* p) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  __builtin_prefetch(p, /*rw=*/0, /*locality=*/2);
+#else
+  hwy::Prefetch(p);
+#endif
+}
+
+// How far ahead of a tile of four scattered rows the next ones are fetched.
+inline constexpr size_t kTilesAhead = 2;
+
 // A tile's tokens.
 struct Token {
   Token(const QuantizedRows& x, size_t t)
@@ -246,26 +258,21 @@ HWY_INLINE void AddBytes(hn::Vec<ByteTag> u, hn::Vec<SignedByteTag> high,
 // every weight.
 HWY_INLINE void FinishI8(const Token& x, hn::Vec<hn::FixedTag<int32_t, 4>> high,
                          hn::Vec<hn::FixedTag<int32_t, 4>> low, const float* row_scales,
-                         size_t count, float* HWY_RESTRICT y) {
+                         float* HWY_RESTRICT y) {
   const hn::FixedTag<float, 4> df;
   const hn::FixedTag<int32_t, 4> di;
   const auto h = hn::ConvertTo(df, hn::Sub(high, hn::Set(di, 128 * x.high_sum)));
   const auto l = hn::ConvertTo(df, hn::Sub(low, hn::Set(di, 128 * x.low_sum)));
   const auto product = hn::MulAdd(h, hn::Set(df, 256.0f), l);
   const auto scales = hn::Mul(hn::LoadU(df, row_scales), hn::Set(df, x.scale));
-  const auto result = hn::Mul(product, scales);
-  if (count == 4) {
-    hn::StoreU(result, df, y);
-  } else {
-    hn::StoreN(result, df, y, count);
-  }
+  hn::StoreU(hn::Mul(product, scales), df, y);
 }
 
 // kTokens × up to four rows of 8-bit weights; row_scales [4].
 template <size_t kTokens, bool kAhead>
 HWY_NOINLINE void TileI8(const Token& x, const Token& x1, const TileRows& w,
                          [[maybe_unused]] const TileRows& ahead, size_t k, const float* row_scales,
-                         size_t count, float* HWY_RESTRICT y, float* HWY_RESTRICT y1) {
+                         float* HWY_RESTRICT y, float* HWY_RESTRICT y1) {
   static_assert(kTokens == 1 || kTokens == 2);
   const SumTag ds;
   const ByteTag du8;
@@ -276,10 +283,10 @@ HWY_NOINLINE void TileI8(const Token& x, const Token& x1, const TileRows& w,
   SumVec g0 = h0, g1 = h0, g2 = h0, g3 = h0, m0 = h0, m1 = h0, m2 = h0, m3 = h0;
   for (size_t i = 0; i < k; i += bytes) {
     if constexpr (kAhead) {
-      hwy::Prefetch(ahead.r0 + i);
-      hwy::Prefetch(ahead.r1 + i);
-      hwy::Prefetch(ahead.r2 + i);
-      hwy::Prefetch(ahead.r3 + i);
+      FetchToL2(ahead.r0 + i);
+      FetchToL2(ahead.r1 + i);
+      FetchToL2(ahead.r2 + i);
+      FetchToL2(ahead.r3 + i);
     }
     const auto w0 = hn::Xor(hn::LoadU(du8, w.r0 + i), flip);
     const auto w1 = hn::Xor(hn::LoadU(du8, w.r1 + i), flip);
@@ -300,9 +307,9 @@ HWY_NOINLINE void TileI8(const Token& x, const Token& x1, const TileRows& w,
       AddBytes(w3, high1, low1, g3, m3);
     }
   }
-  FinishI8(x, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3), row_scales, count, y);
+  FinishI8(x, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3), row_scales, y);
   if constexpr (kTokens > 1) {
-    FinishI8(x1, SumsOfFour(g0, g1, g2, g3), SumsOfFour(m0, m1, m2, m3), row_scales, count, y1);
+    FinishI8(x1, SumsOfFour(g0, g1, g2, g3), SumsOfFour(m0, m1, m2, m3), row_scales, y1);
   }
 }
 
@@ -348,8 +355,7 @@ struct TileScales {
 // One token × up to four rows of 4-bit weights.
 template <bool kAhead>
 HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& scales,
-                         [[maybe_unused]] const TileRows& ahead, size_t k, size_t count,
-                         float* HWY_RESTRICT y) {
+                         [[maybe_unused]] const TileRows& ahead, size_t k, float* HWY_RESTRICT y) {
   const SumTag ds;
   const ByteTag du8;
   const SignedByteTag di8;
@@ -362,10 +368,10 @@ HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& sc
     for (size_t o = 0; o < kHalf; o += bytes) {
       const size_t at = group / 2 + o;
       if constexpr (kAhead) {
-        hwy::Prefetch(ahead.r0 + at);
-        hwy::Prefetch(ahead.r1 + at);
-        hwy::Prefetch(ahead.r2 + at);
-        hwy::Prefetch(ahead.r3 + at);
+        FetchToL2(ahead.r0 + at);
+        FetchToL2(ahead.r1 + at);
+        FetchToL2(ahead.r2 + at);
+        FetchToL2(ahead.r3 + at);
       }
       const auto x0 = hn::LoadU(di8, x.high + group + o);
       const auto x1 = hn::LoadU(di8, x.high + group + kHalf + o);
@@ -379,44 +385,70 @@ HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& sc
     }
   }
   const auto scale = hn::Set(df, 256.0f * x.scale);
-  StoreSums(df, hn::Mul(a0, scale), hn::Mul(a1, scale), hn::Mul(a2, scale), hn::Mul(a3, scale),
-            count, y);
+  StoreSums(df, hn::Mul(a0, scale), hn::Mul(a1, scale), hn::Mul(a2, scale), hn::Mul(a3, scale), 4,
+            y);
 }
 
-// All tokens of x times the rows index(0), index(1), … index(num − 1) of w, to y(t) + j. Fetches
-// about 8 KiB ahead, which at 10 GB/s is several times the latency of memory.
-template <class IndexFn, class OutFn>
-HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, size_t num,
-                             const IndexFn& index, const OutFn& out) {
+// Which four rows a tile takes, and which rows to fetch meanwhile.
+struct Neighbours {  // of a list of rows: the next four, and those a few rows ahead
+  static constexpr bool kAhead = true;
+  size_t num;
+  size_t tiles() const { return hwy::DivCeil(num, size_t{4}); }
+  size_t count(size_t tile) const { return std::min<size_t>(4, num - 4 * tile); }
+  size_t position(size_t tile, size_t i) const { return 4 * tile + i; }
+};
+struct Quarters {  // of a range: one of each quarter. The CPU's prefetcher follows such four
+                   // streams best, and needs no help
+  static constexpr bool kAhead = false;
+  size_t num;
+  size_t tiles() const { return num / 4 + num % 4; }
+  size_t count(size_t tile) const { return tile < num / 4 ? 4 : 1; }
+  size_t position(size_t tile, size_t i) const {
+    return tile < num / 4 ? tile + i * (num / 4) : tile + 3 * (num / 4);
+  }
+};
+
+// All tokens of x times the rows row_of(position) of w, to out(t)[position].
+template <class Order, class RowFn, class OutFn>
+HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const Order& order,
+                             const RowFn& row_of, const OutFn& out) {
   const bool bytes = w.dtype == DType::kI8;
   const size_t k = RoundUp(x.cols, bytes ? kAlignment : kI4Group);
-  const size_t distance = 4 * hwy::DivCeil(size_t{2048}, BytesOf(w.dtype, w.stride));
-  const auto row = [&](size_t j) { return w.RowBytes(index(j)); };
-  for (size_t j = 0; j < num; j += 4) {
-    const size_t count = std::min<size_t>(4, num - j);
-    const TileRows tile = TileRows::Of(row, j, count);
-    const bool more = j + distance + 4 <= num;
-    const TileRows ahead = more ? TileRows::Of(row, j + distance, 4) : tile;
+  const size_t tiles = order.tiles();
+  for (size_t tile = 0; tile < tiles; ++tile) {
+    const size_t count = order.count(tile);
+    const auto row = [&](size_t i) { return row_of(order.position(tile, i)); };
+    const TileRows rows = TileRows::Of([&](size_t i) { return w.RowBytes(row(i)); }, 0, count);
+    TileRows ahead = rows;
+    if (Order::kAhead && tile + kTilesAhead + 1 < tiles) {
+      ahead = TileRows::Of(
+          [&](size_t i) { return w.RowBytes(row_of(order.position(tile + kTilesAhead, i))); }, 0,
+          4);
+    }
+    const auto store = [&](size_t t, const float* sums) {
+      for (size_t i = 0; i < count; ++i) out(t)[order.position(tile, i)] = sums[i];
+    };
+    HWY_ALIGN float sums[4], sums1[4];
     if (bytes) {
       HWY_ALIGN float row_scales[4] = {};
-      for (size_t i = 0; i < count; ++i) row_scales[i] = w.row_scales[index(j + i)];
-      size_t t = 0;
-      for (; t + 2 <= x.rows; t += 2) {
-        const Token x0(x, t), x1(x, t + 1);
-        const auto multiply = t == 0 ? TileI8<2, true> : TileI8<2, false>;
-        multiply(x0, x1, tile, ahead, k, row_scales, count, out(t) + j, out(t + 1) + j);
-      }
-      if (t < x.rows) {
-        const Token x0(x, t);
-        const auto multiply = t == 0 ? TileI8<1, true> : TileI8<1, false>;
-        multiply(x0, x0, tile, ahead, k, row_scales, count, out(t) + j, nullptr);
+      for (size_t i = 0; i < count; ++i) row_scales[i] = w.row_scales[row(i)];
+      for (size_t t = 0; t < x.rows; t += 2) {
+        const bool two = t + 2 <= x.rows;
+        const Token x0(x, t), x1(x, two ? t + 1 : t);
+        const bool fetch = Order::kAhead && t == 0;
+        const auto multiply = two ? (fetch ? TileI8<2, true> : TileI8<2, false>)
+                                  : (fetch ? TileI8<1, true> : TileI8<1, false>);
+        multiply(x0, x1, rows, ahead, k, row_scales, sums, sums1);
+        store(t, sums);
+        if (two) store(t + 1, sums1);
       }
     } else {
       const TileScales scales =
-          TileScales::Of([&](size_t i) { return w.BlockScales(index(i)); }, j, count);
+          TileScales::Of([&](size_t i) { return w.BlockScales(row(i)); }, 0, count);
       for (size_t t = 0; t < x.rows; ++t) {
-        const auto multiply = t == 0 ? TileI4<true> : TileI4<false>;
-        multiply(Token(x, t), tile, scales, ahead, k, count, out(t) + j);
+        const auto multiply = Order::kAhead && t == 0 ? TileI4<true> : TileI4<false>;
+        multiply(Token(x, t), rows, scales, ahead, k, sums);
+        store(t, sums);
       }
     }
   }
@@ -425,14 +457,14 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, size_t 
 void QuantizedMatMulImpl(const QuantizedRows& x, const TypedView& w, size_t row_begin,
                          size_t row_end, const MatView& y) {
   MultiplyRows(
-      x, w, row_end - row_begin, [&](size_t j) { return row_begin + j; },
+      x, w, Quarters{row_end - row_begin}, [&](size_t j) { return row_begin + j; },
       [&](size_t t) { return y.Row(t) + row_begin; });
 }
 
 void QuantizedMaskedMatVecImpl(const QuantizedRows& x, const TypedView& w, const uint32_t* active,
                                size_t begin, size_t end, float* out) {
   MultiplyRows(
-      x.From(0, 1), w, end - begin, [&](size_t j) { return size_t{active[begin + j]}; },
+      x.From(0, 1), w, Neighbours{end - begin}, [&](size_t j) { return size_t{active[begin + j]}; },
       [&](size_t) { return out + begin; });
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/amx.h"
 #include "kernels/bench_util.h"
 #include "kernels/quantized.h"
 
@@ -18,15 +19,15 @@ AlignedVector<uint8_t> SomeBytes(size_t n) {
   return out;
 }
 
-// Args: tokens, rows, depth, 1 for 4 bits. Copies of the weights are used in turn, so that no cache
-// below 512 MB keeps them.
+// Args: tokens, rows, depth, 1 for 4 bits (2: 8 bits on AMX). Copies of the weights are used in
+// turn, so that no cache below 512 MB keeps them.
 void MatMul(benchmark::State& state) {
   const auto tokens = static_cast<size_t>(state.range(0)),
              rows = static_cast<size_t>(state.range(1)),
              depth = static_cast<size_t>(state.range(2));
-  const DType dtype = state.range(3) != 0 ? DType::kI4 : DType::kI8;
+  const DType dtype = state.range(3) == 1 ? DType::kI4 : DType::kI8;
   const size_t bytes = BytesOf(dtype, rows * depth);
-  const size_t copies = std::max<size_t>(1, (size_t{512} << 20) / bytes);
+  const size_t copies = rows <= 256 ? 1 : (size_t{512} << 20) / bytes;
   const auto memory = SomeBytes(copies * bytes);
   const AlignedVector<float> row_scales(rows, 0.01f);
   const AlignedVector<BF16> block_scales(rows * depth / kI4Block, ToBF16(0.01f));
@@ -44,16 +45,25 @@ void MatMul(benchmark::State& state) {
                         depth};
   const auto values = NormalFloats(depth);
   for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), x, t);
-  AlignedVector<float> y(tokens * rows);
+  AlignedVector<int32_t> words(TileColumns::Words(2 * tokens, depth / 4));
+  const TileColumns tiles{words.data(), depth / 64};
+  const bool amx = state.range(3) == 2;
+  if (amx && !AmxAvailable()) return state.SkipWithError("no AMX here");
+  AlignedVector<float> y(tokens * (rows + 16));
   size_t at = 0;
   for (auto _ : state) {
     at = (at + 1) % copies;
     const TypedView w{memory.data() + at * bytes, dtype, rows, depth, depth, row_scales.data(),
                       block_scales.data()};
-    QuantizedMatMul(x, w, 0, rows, {y.data(), tokens, rows, rows});
+    if (amx) {
+      AmxMatMul(x, tiles, w, 0, rows, {y.data(), tokens, rows, rows + 16});
+    } else {
+      QuantizedMatMul(x, w, 0, rows, {y.data(), tokens, rows, rows + 16});
+    }
     benchmark::ClobberMemory();
   }
   SetBytes(state, static_cast<double>(bytes));
+  SetFlops(state, 2.0 * static_cast<double>(tokens * rows * depth));
 }
 
 BENCHMARK(MatMul)
@@ -62,9 +72,14 @@ BENCHMARK(MatMul)
     ->Args({1, 4096, 2304, 0})
     ->Args({8, 4096, 2304, 0})
     ->Args({64, 4096, 2304, 0})
+    ->Args({1, 4096, 2304, 2})
+    ->Args({8, 4096, 2304, 2})
+    ->Args({8, 256, 2304, 2})
     ->Args({1, 13824, 1024, 1})
     ->Args({1, 4096, 2304, 1})
-    ->Args({8, 4096, 2304, 1});
+    ->Args({8, 4096, 2304, 1})
+    ->Args({1, 256, 2304, 0})
+    ->Args({8, 256, 2304, 0});
 
 void Activations(benchmark::State& state) {
   const auto depth = static_cast<size_t>(state.range(0));

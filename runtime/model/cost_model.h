@@ -44,6 +44,14 @@ class CostModel {
   /// what is attended once a query head in a Spark model (heads of a group seldom keep the same
   /// positions) and once a key/value head in a dense one (they keep all).
   double KvBytes(const RowActivity& row) const;
+  /// Which of those bytes lie scattered, in a Spark model: the rows of active neurons, and what is
+  /// read of kept positions. Memory gives them more slowly.
+  double ScatteredBytes(size_t ffn_union) const {
+    return spark_ ? bytes_per_neuron_ * static_cast<double>(ffn_union) : 0;
+  }
+  double ScatteredKvBytes(const RowActivity& row) const {
+    return spark_ ? kv_bytes_per_attended_ * row.attended : 0;
+  }
   /// Bytes of the output head, read once a step in which any token needs logits.
   double HeadBytes() const { return head_bytes_; }
 

@@ -5,20 +5,25 @@
 
 #include <cstddef>
 
+#include "kernels/amx.h"
 #include "kernels/quantized.h"
 #include "runtime/checkpoint/weights.h"
 
 namespace firesteel {
 
-/// Owns what kernels::QuantizedRows views. Movable. Writing distinct rows is thread-safe.
+/// Owns what kernels::QuantizedRows views and, where asked for, the same in the order of AMX tiles.
+/// Movable. Writing distinct rows is thread-safe.
 class QuantizedInput {
  public:
   QuantizedInput() = default;
-  QuantizedInput(size_t rows, size_t cols) : rows_(rows), cols_(cols) {
+  /// The first `tiled_rows` rows may be put in tiles.
+  QuantizedInput(size_t rows, size_t cols, size_t tiled_rows) : rows_(rows), cols_(cols) {
     // Two planes, a nibble offset for four elements, three numbers a row; in an order that
     // keeps each aligned.
     plane_ = (cols + kernels::kQuantizedPadding - 1) / kernels::kQuantizedPadding *
              kernels::kQuantizedPadding;
+    tiles_ = Matrix(1, kernels::TileColumns::Words(2 * tiled_rows, plane_ / 4) * sizeof(int32_t),
+                    kernels::DType::kI8);
     memory_ = Matrix(1, rows * (3 * plane_ + 3 * sizeof(float)), kernels::DType::kI8);
   }
 
@@ -31,8 +36,22 @@ class QuantizedInput {
     return {planes, offsets, scales, high_sums, low_sums, rows_, cols_, plane_};
   }
 
+  kernels::TileColumns tiles() {
+    return {static_cast<int32_t*>(tiles_.MutableRow(0)), plane_ / kernels::kAlignment};
+  }
+
+  /// Copies a row that was rounded to its columns of the tiles.
+  void Tile(size_t row) {
+    const kernels::QuantizedRows x = view();
+    kernels::SetTileColumn(tiles(), 2 * row, reinterpret_cast<const int32_t*>(x.High(row)),
+                           plane_ / 4);
+    kernels::SetTileColumn(tiles(), 2 * row + 1, reinterpret_cast<const int32_t*>(x.Low(row)),
+                           plane_ / 4);
+  }
+
  private:
   Matrix memory_;
+  Matrix tiles_;
   size_t rows_ = 0;
   size_t cols_ = 0;
   size_t plane_ = 0;

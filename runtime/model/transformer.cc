@@ -29,6 +29,8 @@ static_assert(kRowGrain % gemm::kRowGrain == 0);
 // From so many rows on, products are worth packing weights for the matrix units, which compute 64
 // rows at a time.
 constexpr size_t kMinMatrixRows = 24;
+// From so many sequences on, a batch that decodes is multiplied by tiles (kernels/amx.h).
+constexpr size_t kMinTileRows = 3;
 // Integer sums of so many outputs at a time wait in the L2 cache to be scaled.
 constexpr size_t kSumOutputs = 256;
 
@@ -65,6 +67,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
       compute_(compute),
       pool_(pool),
       max_rows_(max_rows),
+      tiles_(weights_->dtype == DType::kI8 && kernels::AmxAvailable()),
       attention_(AttentionShapeOf(config_, kv_dtype)),
       predictor_rope_(attention_.predictor_dim, config_.max_position_embeddings,
                       config_.rope_theta),
@@ -108,8 +111,8 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     return;
   }
   if (compute_ == ComputeType::kInteger) {
-    predictor_input_ = QuantizedInput(max_rows, config_.ffn_predictor_dim);
-    rest_input_ = QuantizedInput(max_rows, d - config_.ffn_predictor_dim);
+    predictor_input_ = MakeIntegers(max_rows, config_.ffn_predictor_dim);
+    rest_input_ = QuantizedInput(max_rows, d - config_.ffn_predictor_dim, 0);
   }
   shard_sums_ = Matrix(std::max(max_rows, std::min(max_rows, kFewRows) * kShards), d, DType::kF32);
   excess_ = Matrix(max_rows, f + kernels::kCompactionSlack, DType::kF32);
@@ -227,20 +230,24 @@ void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weigh
 void Transformer::Multiply(Worker& worker, DenseInput& input, size_t rows, const Matrix& weight,
                            IndexRange share, Matrix& output) {
   if (compute_ == ComputeType::kInteger) {
-    MultiplyIntegers(worker, input.integer.view().From(0, rows), weight, share, output);
+    MultiplyIntegers(worker, input.integer, rows, weight, share, output);
   } else {
     kernels::MatMul(View(input, 0, rows, 0, weight.cols()), weight.view(), share.begin, share.end,
                     Writable(output, rows));
   }
 }
 
-// The same with integers. Sums of products are exact, so that the matrix units give the bits of the
-// kernel: whether a step has the rows for them changes nothing.
-void Transformer::MultiplyIntegers(Worker& worker, const kernels::QuantizedRows& input,
+// The same with integers. Sums of products are exact, so that all ways give the same bits: which
+// one a step takes changes its speed alone.
+void Transformer::MultiplyIntegers(Worker& worker, QuantizedInput& integers, size_t rows,
                                    const Matrix& weight, IndexRange share, Matrix& output) {
   WorkerScratch& scratch = scratch_[worker.index()];
   const TypedView w = weight.view();
-  const size_t rows = input.rows;
+  const kernels::QuantizedRows input = integers.view().From(0, rows);
+  if (w.dtype == DType::kI8 && UsesTiles(rows)) {
+    kernels::AmxMatMul(input, integers.tiles(), w, share.begin, share.end, Writable(output, rows));
+    return;
+  }
   if (scratch.gemm == nullptr || w.dtype != DType::kI8 || rows < kMinMatrixRows) {
     kernels::QuantizedMatMul(input, w, share.begin, share.end, Writable(output, rows));
     return;
@@ -334,7 +341,7 @@ void Transformer::AttendHeads(Worker& worker, size_t layer, size_t row, size_t f
 void Transformer::RoundAttended(Worker& worker) {
   if (compute_ == ComputeType::kF32) return;
   const IndexRange share = worker.Share(rows_.size());
-  for (size_t row = share.begin; row < share.end; ++row) RoundRow(attended_, row);
+  for (size_t row = share.begin; row < share.end; ++row) RoundRow(attended_, row, rows_.size());
   worker.Barrier();
 }
 
@@ -359,8 +366,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   const size_t num_rows = rows_.size();
   const IndexRange neurons = worker.Share(config_.intermediate_size, kRowGrain);
   if (compute_ == ComputeType::kInteger) {
-    MultiplyIntegers(worker, predictor_input_.view().From(0, num_rows), w.gate_proj, neurons,
-                     gate_);
+    MultiplyIntegers(worker, predictor_input_, num_rows, w.gate_proj, neurons, gate_);
   } else {
     kernels::MatMul(View(normed_, 0, num_rows, 0, config_.ffn_predictor_dim), w.gate_proj.view(),
                     neurons.begin, neurons.end, Writable(gate_, num_rows));
@@ -499,7 +505,7 @@ void Transformer::DenseFeedForward(Worker& worker, size_t layer) {
   worker.Barrier();
   if (compute_ != ComputeType::kF32) {
     const IndexRange rows = worker.Share(rows_.size());
-    for (size_t row = rows.begin; row < rows.end; ++row) RoundRow(hidden_, row);
+    for (size_t row = rows.begin; row < rows.end; ++row) RoundRow(hidden_, row, rows_.size());
     worker.Barrier();
   }
   Project(worker, hidden_, w.down_proj, projected_);
@@ -511,7 +517,7 @@ void Transformer::OutputHead(Worker& worker) {
   for (size_t i = wanted.begin; i < wanted.end; ++i) {
     std::memcpy(RowOf(head_input_.f32, i), RowOf(normed_.f32, head_rows_[i]),
                 config_.hidden_size * sizeof(float));
-    RoundRow(head_input_, i);
+    RoundRow(head_input_, i, head_rows_.size());
   }
   worker.Barrier();
   const IndexRange share = worker.Share(config_.vocab_size, kRowGrain);
@@ -529,10 +535,10 @@ void Transformer::NormRow(size_t row, const std::vector<float>& norm, Block next
   kernels::RmsNorm(RowOf(residual_, row), norm.data(), static_cast<float>(config_.rms_norm_eps),
                    config_.hidden_size, normed);
   if (compute_ == ComputeType::kInteger && config_.spark() && next == Block::kFeedForward) {
-    kernels::QuantizeActivations(normed, predictor_input_.view(), row);
+    RoundToIntegers(normed, row, rows_.size(), predictor_input_);
     kernels::QuantizeActivations(normed + config_.ffn_predictor_dim, rest_input_.view(), row);
   } else {
-    RoundRow(normed_, row);
+    RoundRow(normed_, row, rows_.size());
   }
 }
 
@@ -555,11 +561,26 @@ TypedView Transformer::View(const DenseInput& input, size_t first_row, size_t ro
 Transformer::DenseInput Transformer::MakeInput(size_t rows, size_t cols) const {
   DenseInput input{Matrix(rows, cols, DType::kF32), Matrix(), QuantizedInput()};
   if (compute_ == ComputeType::kBF16) input.bf16 = Matrix(rows, cols, DType::kBF16);
-  if (compute_ == ComputeType::kInteger) input.integer = QuantizedInput(rows, cols);
+  if (compute_ == ComputeType::kInteger) input.integer = MakeIntegers(rows, cols);
   return input;
 }
 
-void Transformer::RoundRow(DenseInput& input, size_t row) const {
+QuantizedInput Transformer::MakeIntegers(size_t rows, size_t cols) const {
+  return QuantizedInput(rows, cols, tiles_ ? std::min(rows, kMinMatrixRows) : 0);
+}
+
+// A row of an input that has `num_rows` of them.
+void Transformer::RoundToIntegers(const float* values, size_t row, size_t num_rows,
+                                  QuantizedInput& input) const {
+  kernels::QuantizeActivations(values, input.view(), row);
+  if (UsesTiles(num_rows)) input.Tile(row);
+}
+
+bool Transformer::UsesTiles(size_t rows) const {
+  return tiles_ && rows >= kMinTileRows && rows < kMinMatrixRows;
+}
+
+void Transformer::RoundRow(DenseInput& input, size_t row, size_t num_rows) const {
   switch (compute_) {
     case ComputeType::kF32:
       break;
@@ -568,7 +589,7 @@ void Transformer::RoundRow(DenseInput& input, size_t row) const {
                            static_cast<kernels::BF16*>(input.bf16.MutableRow(row)));
       break;
     case ComputeType::kInteger:
-      kernels::QuantizeActivations(RowOf(input.f32, row), input.integer.view(), row);
+      RoundToIntegers(RowOf(input.f32, row), row, num_rows, input.integer);
       break;
   }
 }

@@ -124,12 +124,16 @@ class Transformer {
   void EndPhase(Worker& worker, Phase phase);
   void Multiply(Worker& worker, DenseInput& input, size_t rows, const Matrix& weight,
                 IndexRange share, Matrix& output);
-  void MultiplyIntegers(Worker& worker, const kernels::QuantizedRows& input, const Matrix& weight,
+  void MultiplyIntegers(Worker& worker, QuantizedInput& input, size_t rows, const Matrix& weight,
                         IndexRange share, Matrix& output);
+  QuantizedInput MakeIntegers(size_t rows, size_t cols) const;
+  void RoundToIntegers(const float* values, size_t row, size_t num_rows,
+                       QuantizedInput& input) const;
+  bool UsesTiles(size_t rows) const;
   kernels::TypedView View(const DenseInput& input, size_t first_row, size_t rows, size_t first_col,
                           size_t cols) const;
   DenseInput MakeInput(size_t rows, size_t cols) const;
-  void RoundRow(DenseInput& input, size_t row) const;
+  void RoundRow(DenseInput& input, size_t row, size_t num_rows) const;
   size_t FirstVisible(size_t layer, size_t position) const;
 
   const std::shared_ptr<const ModelWeights> weights_;
@@ -137,6 +141,7 @@ class Transformer {
   const ComputeType compute_;
   WorkerPool* const pool_;
   const size_t max_rows_;
+  const bool tiles_;  // whether the CPU and the weights allow kernels/amx.h
   const kernels::AttentionShape attention_;
   const RopeTable predictor_rope_;                    // of the first predictor_dim of a head
   const std::unique_ptr<const RopeTable> rest_rope_;  // of the rest; null in a dense model

@@ -13,8 +13,14 @@ namespace firesteel::bench {
 /// The CPU's name as the kernel gives it, "unknown" where it doesn't.
 std::string CpuName();
 
-/// Bytes a second, in 10⁹, at which the whole team reads 512 MiB once: the best of 5 passes.
-double ReadBandwidthGbps(WorkerPool& pool);
+/// How fast the whole team reads memory that no cache holds, in 10⁹ bytes a second.
+struct MemorySpeed {
+  double sequential = 0;
+  double gather = 0;  // 8% of the rows of a matrix, each 2,560 bytes: the rows of a sparse FFN
+};
+
+/// The best of several passes over a gigabyte of huge pages.
+MemorySpeed MeasureMemory(WorkerPool& pool);
 
 }  // namespace firesteel::bench
 

@@ -140,7 +140,7 @@ absl::StatusOr<Report> Run(const Options& options) {
   report.threads = Largest(options.threads);
   {
     WorkerPool pool(report.threads);
-    report.read_bandwidth_gbps = ReadBandwidthGbps(pool);
+    report.memory = MeasureMemory(pool);
   }
   const size_t max_tokens =
       std::max(Largest(options.prompt), Largest(options.context) + options.decode);
@@ -161,6 +161,12 @@ absl::StatusOr<Report> Run(const Options& options) {
   }
   // Models alternate inside, repetitions are the outer loop: a slow minute hits all of them.
   for (size_t repeat = 0; repeat <= options.repeat; ++repeat) {
+    if (repeat > 0) {
+      WorkerPool pool(report.threads);
+      const MemorySpeed now = MeasureMemory(pool);
+      report.memory.sequential = std::max(report.memory.sequential, now.sequential);
+      report.memory.gather = std::max(report.memory.gather, now.gather);
+    }
     auto series = report.series.begin();
     for (const Setting& setting : settings) {
       const size_t row = static_cast<size_t>(

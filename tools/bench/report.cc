@@ -23,14 +23,39 @@ std::vector<double> Speeds(const Series& series) {
   return speeds;
 }
 
+// The median over the runs of what `value` takes from each.
+double MedianOf(const Series& series, const std::function<double(const Sample&)>& value) {
+  std::vector<double> values;
+  for (const Sample& run : series.runs) values.push_back(value(run));
+  return Median(std::move(values));
+}
+
 double BytesPerToken(const Series& series) {
-  std::vector<double> bytes;
-  for (const Sample& run : series.runs) bytes.push_back(run.bytes_per_token);
-  return Median(std::move(bytes));
+  return MedianOf(series, [](const Sample& run) { return run.bytes_per_token; });
+}
+
+double ScatteredPerToken(const Series& series) {
+  return MedianOf(series, [](const Sample& run) { return run.scattered_per_token; });
 }
 
 double BandwidthFraction(const Report& report, const Series& series) {
-  return Median(Speeds(series)) * BytesPerToken(series) / (report.read_bandwidth_gbps * 1e9);
+  return Median(Speeds(series)) * BytesPerToken(series) / (report.memory.sequential * 1e9);
+}
+
+// The time that reading a token's bytes takes at the speed of memory, over the time it took.
+double FloorFraction(const Report& report, const Series& series) {
+  const double scattered = ScatteredPerToken(series);
+  const double floor = (BytesPerToken(series) - scattered) / (report.memory.sequential * 1e9) +
+                       scattered / (report.memory.gather * 1e9);
+  return floor * Median(Speeds(series));
+}
+
+constexpr const char* kPhaseNames[kNumPhases] = {"projections", "attention",  "predictor",
+                                                 "threshold",   "sparse_ffn", "dense_ffn",
+                                                 "rest",        "head"};
+
+double PhaseMilliseconds(const Series& series, size_t phase) {
+  return 1e3 * MedianOf(series, [&](const Sample& run) { return run.phase_seconds[phase]; });
 }
 
 bool SameSetting(const Setting& a, const Setting& b) {
@@ -62,12 +87,15 @@ std::string ToJson(const Report& report) {
   json["machine"] = {{"cpu", report.cpu},
                      {"simd_target", report.simd_target},
                      {"threads", report.threads},
-                     {"read_bandwidth_gbps", report.read_bandwidth_gbps}};
+                     {"read_bandwidth_gbps", report.memory.sequential},
+                     {"gather_bandwidth_gbps", report.memory.gather}};
   json["compute"] = report.compute;
   json["kv"] = report.kv;
   json["results"] = nlohmann::json::array();
   for (const Series& series : report.series) {
     const std::vector<double> speeds = Speeds(series);
+    nlohmann::json phases;
+    for (size_t i = 0; i < kNumPhases; ++i) phases[kPhaseNames[i]] = PhaseMilliseconds(series, i);
     json["results"].push_back({{"model", series.spark ? "spark" : "dense"},
                                {"weights", series.weights},
                                {"phase", Phase(series.setting)},
@@ -80,7 +108,10 @@ std::string ToJson(const Report& report) {
                                  {"min", *std::min_element(speeds.begin(), speeds.end())},
                                  {"max", *std::max_element(speeds.begin(), speeds.end())}}},
                                {"bytes_per_token", BytesPerToken(series)},
-                               {"bandwidth_fraction", BandwidthFraction(report, series)}});
+                               {"scattered_bytes_per_token", ScatteredPerToken(series)},
+                               {"bandwidth_fraction", BandwidthFraction(report, series)},
+                               {"floor_fraction", FloorFraction(report, series)},
+                               {"phase_milliseconds_per_token", phases}});
   }
   json["ratios"] = nlohmann::json::array();
   ForEachRatio(report, [&](const Series& spark, const Series& dense, double ratio) {
@@ -98,20 +129,37 @@ std::string ToJson(const Report& report) {
 
 std::string ToTable(const Report& report) {
   std::string out = absl::StrFormat(
-      "%s, SIMD target %s, compute %s, KV cache %s, reads %.1f GB/s with %d thread(s)\n\n"
+      "%s, SIMD target %s, compute %s, KV cache %s, reads %.1f GB/s in sequence and %.1f GB/s row "
+      "by "
+      "row with %d thread(s)\n\n"
       "| threads | phase | prompt | batch | context | model | weights | tokens/s (min to max) | "
-      "MB/token | of the bandwidth |\n|---|---|---|---|---|---|---|---|---|---|\n",
-      report.cpu, report.simd_target, report.compute, report.kv, report.read_bandwidth_gbps,
-      report.threads);
+      "MB/token | of the bandwidth | of the floor "
+      "|\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+      report.cpu, report.simd_target, report.compute, report.kv, report.memory.sequential,
+      report.memory.gather, report.threads);
   for (const Series& series : report.series) {
     const Setting& s = series.setting;
     const std::vector<double> speeds = Speeds(series);
     absl::StrAppendFormat(
-        &out, "| %d | %s | %d | %d | %d | %s | %s | %.1f (%.1f to %.1f) | %.2f | %.0f%% |\n",
+        &out,
+        "| %d | %s | %d | %d | %d | %s | %s | %.1f (%.1f to %.1f) | %.2f | %.0f%% | %.0f%% |\n",
         s.threads, Phase(s), s.prompt, s.batch, s.context, series.spark ? "spark" : "dense",
         series.weights, Median(speeds), *std::min_element(speeds.begin(), speeds.end()),
         *std::max_element(speeds.begin(), speeds.end()), BytesPerToken(series) * 1e-6,
-        100 * BandwidthFraction(report, series));
+        100 * BandwidthFraction(report, series), 100 * FloorFraction(report, series));
+  }
+  absl::StrAppend(
+      &out, "\nMilliseconds a token:\n\n| threads | phase | prompt | batch | context | model |");
+  for (const char* name : kPhaseNames) absl::StrAppend(&out, " ", name, " |");
+  absl::StrAppend(&out, "\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+  for (const Series& series : report.series) {
+    const Setting& s = series.setting;
+    absl::StrAppendFormat(&out, "| %d | %s | %d | %d | %d | %s |", s.threads, Phase(s), s.prompt,
+                          s.batch, s.context, series.spark ? "spark" : "dense");
+    for (size_t i = 0; i < kNumPhases; ++i) {
+      absl::StrAppendFormat(&out, " %.3f |", PhaseMilliseconds(series, i));
+    }
+    absl::StrAppend(&out, "\n");
   }
   std::string ratios;
   ForEachRatio(report, [&](const Series& spark, const Series&, double ratio) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/bench/machine.h"
 #include "tools/bench/subject.h"
 
 namespace firesteel::bench {
@@ -35,7 +36,7 @@ struct Report {
   std::string compute;
   std::string kv;      // "bf16", "f32"
   size_t threads = 1;  // the most of any setting
-  double read_bandwidth_gbps = 0;
+  MemorySpeed memory;  // with that many threads
   std::vector<Series> series;
 };
 

@@ -23,9 +23,10 @@ Subject::Subject(std::shared_ptr<const ModelWeights> weights, ComputeType comput
       cost_(*weights_, kv_dtype),
       chunk_(chunk),
       pool_(threads),
+      max_tokens_(max_tokens),
       cache_(
           std::move(KvBlockPool::Create(weights_->config, kv_dtype,
-                                        max_batch * KvBlockPool::BlocksFor(max_tokens) *
+                                        (max_batch + 1) * KvBlockPool::BlocksFor(max_tokens) *
                                             KvBlockPool::BytesPerBlock(weights_->config, kv_dtype)))
               .value()),
       transformer_(weights_, compute, kv_dtype, &pool_, std::max(chunk, max_batch), max_batch),
@@ -52,59 +53,78 @@ std::vector<int32_t> Subject::WriteText(size_t tokens) {
   return text;
 }
 
-double Subject::StepBytes() const {
-  double bytes = transformer_.num_logit_rows() > 0 ? cost_.HeadBytes() : 0;
+void Subject::AddStepBytes(Sample* sample) const {
+  if (transformer_.num_logit_rows() > 0) sample->bytes_per_token += cost_.HeadBytes();
   for (const LayerActivity& layer : transformer_.activity()) {
-    bytes += cost_.LayerBytes(layer.ffn_union).performed;
-    for (const RowActivity& row : layer.rows) bytes += cost_.KvBytes(row);
+    sample->bytes_per_token += cost_.LayerBytes(layer.ffn_union).performed;
+    sample->scattered_per_token += cost_.ScatteredBytes(layer.ffn_union);
+    for (const RowActivity& row : layer.rows) {
+      sample->bytes_per_token += cost_.KvBytes(row);
+      sample->scattered_per_token += cost_.ScatteredKvBytes(row);
+    }
   }
-  return bytes;
 }
 
-void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, double* bytes) {
+void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, Sample* sample) {
   for (size_t at = 0; at < tokens; at += chunk_) {
     const size_t n = std::min(chunk_, tokens - at);
     const SequenceSlice slice{std::span(text_).subspan(at, n), at, blocks,
                               at + n == tokens ? LogitRows::kLast : LogitRows::kNone};
     transformer_.Forward({&slice, 1});
-    if (bytes != nullptr) *bytes += StepBytes();
+    if (sample != nullptr) AddStepBytes(sample);
   }
+}
+
+// What was summed over `tokens` tokens in `seconds`, for one of them.
+Sample Subject::PerToken(Sample sum, const std::array<double, kNumPhases>& before, double tokens,
+                         double seconds) const {
+  sum.tokens_per_second = tokens / seconds;
+  sum.bytes_per_token /= tokens;
+  sum.scattered_per_token /= tokens;
+  for (size_t i = 0; i < kNumPhases; ++i) {
+    sum.phase_seconds[i] = (transformer_.phase_seconds()[i] - before[i]) / tokens;
+  }
+  return sum;
 }
 
 Sample Subject::Prefill(size_t tokens) {
   const KvLease lease = std::move(cache_->Lease(tokens)).value();
-  double bytes = 0;
+  Sample sum;
+  const auto before = transformer_.phase_seconds();
   const auto start = std::chrono::steady_clock::now();
-  FillCache(lease.blocks(), tokens, &bytes);
+  FillCache(lease.blocks(), tokens, &sum);
   const double seconds = Seconds(std::chrono::steady_clock::now() - start);
-  return {static_cast<double>(tokens) / seconds, bytes / static_cast<double>(tokens)};
+  return PerToken(sum, before, static_cast<double>(tokens), seconds);
 }
 
 Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
-  std::vector<KvLease> leases;
+  while (contexts_.size() < batch) {
+    contexts_.push_back({std::move(cache_->Lease(max_tokens_)).value(), 0});
+  }
   for (size_t i = 0; i < batch; ++i) {
-    leases.push_back(std::move(cache_->Lease(context + tokens)).value());
-    FillCache(leases.back().blocks(), context, nullptr);
+    Context& c = contexts_[i];
+    if (c.filled < context) FillCache(c.lease.blocks(), context, nullptr);
+    c.filled = std::max(c.filled, context + tokens);
   }
   std::vector<int32_t> last(batch, text_[context - 1]);
   std::vector<SequenceSlice> slices(batch);
-  std::vector<Sampler> samplers(1);
-  double bytes = 0;
+  Sampler sampler;
+  Sample sum;
+  const auto before = transformer_.phase_seconds();
   double seconds = 0;
   for (size_t step = 0; step < tokens; ++step) {
     for (size_t i = 0; i < batch; ++i) {
-      slices[i] = {{&last[i], 1}, context + step, leases[i].blocks(), LogitRows::kLast};
+      slices[i] = {{&last[i], 1}, context + step, contexts_[i].lease.blocks(), LogitRows::kLast};
     }
     const auto start = std::chrono::steady_clock::now();
     transformer_.Forward(slices);
     seconds += Seconds(std::chrono::steady_clock::now() - start);
-    bytes += StepBytes();
+    AddStepBytes(&sum);
     for (size_t i = 0; i < batch; ++i) {
-      last[i] = samplers[0].Sample(transformer_.logits(i), {.seed = 2}, i, step).value_or(0);
+      last[i] = sampler.Sample(transformer_.logits(i), {.seed = 2}, i, step).value_or(0);
     }
   }
-  const double total = static_cast<double>(batch * tokens);
-  return {total / seconds, bytes / total};
+  return PerToken(sum, before, static_cast<double>(batch * tokens), seconds);
 }
 
 }  // namespace firesteel::bench

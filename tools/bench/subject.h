@@ -4,6 +4,7 @@
 #ifndef FIRESTEEL_TOOLS_BENCH_SUBJECT_H_
 #define FIRESTEEL_TOOLS_BENCH_SUBJECT_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -21,7 +22,9 @@ namespace firesteel::bench {
 /// One timed run.
 struct Sample {
   double tokens_per_second = 0;
-  double bytes_per_token = 0;  // weights read once a step, and the KV cache
+  double bytes_per_token = 0;      // weights read once a step, and the KV cache
+  double scattered_per_token = 0;  // of those, rows of active neurons and kept positions
+  std::array<double, kNumPhases> phase_seconds{};  // a token
 };
 
 /// Not thread-safe.
@@ -38,7 +41,8 @@ class Subject {
   Sample Prefill(size_t tokens);
 
   /// `batch` sequences, each with `context` positions in the cache, decode `tokens` each. Sampling
-  /// is not timed.
+  /// is not timed. What earlier calls left in the cache is used again: of a longer context, the
+  /// positions that a shorter one decoded to hold those tokens instead of the text's.
   Sample Decode(size_t batch, size_t context, size_t tokens);
 
   const ModelWeights& weights() const { return *weights_; }
@@ -47,16 +51,25 @@ class Subject {
  private:
   std::vector<int32_t> WriteText(size_t tokens);
   std::vector<int32_t> RandomText(size_t tokens) const;
-  void FillCache(std::span<std::byte* const> blocks, size_t tokens, double* bytes);
-  double StepBytes() const;
+  void FillCache(std::span<std::byte* const> blocks, size_t tokens, Sample* sample);
+  Sample PerToken(Sample sum, const std::array<double, kNumPhases>& before, double tokens,
+                  double seconds) const;
+  void AddStepBytes(Sample* sample) const;
 
   const std::shared_ptr<const ModelWeights> weights_;
   const CostModel cost_;
   const size_t chunk_;
+  struct Context {
+    KvLease lease;
+    size_t filled = 0;  // positions
+  };
+
   WorkerPool pool_;
+  const size_t max_tokens_;
   std::unique_ptr<KvBlockPool> cache_;
   Transformer transformer_;
   std::vector<int32_t> text_;
+  std::vector<Context> contexts_;  // of sequences that decode together
 };
 
 }  // namespace firesteel::bench
