@@ -7,6 +7,7 @@
 // The rest is compiled once per target, so it has to follow foreach_target.h.
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "kernels/dot-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
@@ -45,7 +46,7 @@ uint32_t ReadRowsImpl(const void* data, size_t row_bytes, const uint32_t* rows, 
     const uint8_t* const row = base + rows[j] * row_bytes;
     const uint8_t* const next = base + rows[j + kAhead < num ? j + kAhead : j] * row_bytes;
     for (size_t i = 0; i < row_bytes; i += 64) {
-      hwy::Prefetch(next + i);
+      FetchToL2(next + i);
       for (size_t v = 0; v < 64; v += 4 * hn::Lanes(d)) {
         sum = hn::Xor(sum, hn::LoadU(d, reinterpret_cast<const uint32_t*>(row + i + v)));
       }

@@ -203,15 +203,6 @@ HWY_INLINE hn::Vec<hn::FixedTag<int32_t, 4>> SumsOfFour(SumVec a, SumVec b, SumV
 }
 #endif
 
-// Into the L2 cache: it can wait for more lines at once than the L1 cache.
-HWY_INLINE void FetchToL2(const uint8_t* p) {
-#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
-  __builtin_prefetch(p, /*rw=*/0, /*locality=*/2);
-#else
-  hwy::Prefetch(p);
-#endif
-}
-
 // How far ahead of a tile of four scattered rows the next ones are fetched.
 inline constexpr size_t kTilesAhead = 2;
 

@@ -1,5 +1,6 @@
 #include "kernels/sparse_ffn.h"
 
+#include <algorithm>
 #include <cstring>
 
 // clang-format off
@@ -122,6 +123,14 @@ void MaskedMatVec(const TypedView& x, const TypedView& w, const uint32_t* active
   HWY_DASSERT(x.rows == 1 && x.cols == w.cols && begin <= end);
   HWY_DASSERT(x.dtype == DType::kF32 || w.dtype == DType::kBF16);
   HWY_DYNAMIC_DISPATCH(MaskedMatVecImpl)(x, w, active, begin, end, out);
+}
+
+void FetchFirstRows(const TypedView& w, const uint32_t* active, size_t num_active) {
+  const size_t row_bytes = BytesOf(w.dtype, w.stride);
+  for (size_t j = 0; j < std::min<size_t>(8, num_active); ++j) {
+    const uint8_t* const row = w.RowBytes(active[j]);
+    for (size_t i = 0; i < row_bytes; i += kAlignment) hwy::Prefetch(row + i);
+  }
 }
 
 void AddSparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,

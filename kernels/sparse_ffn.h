@@ -19,6 +19,10 @@ namespace firesteel::kernels {
 void MaskedMatVec(const TypedView& x, const TypedView& w, const uint32_t* active, size_t begin,
                   size_t end, float* out);
 
+/// Asks for the first few of the listed rows of w, so that they are on their way while something
+/// else is computed. Reads nothing.
+void FetchFirstRows(const TypedView& w, const uint32_t* active, size_t num_active);
+
 /// Sparse vector × matrix: y[c] += Σ_j coefficients[j] · w[active[j], c], added in the order of j.
 ///
 /// w [F, D], any DType, is down_proj transposed; y [D]. Cutting the list of active neurons into

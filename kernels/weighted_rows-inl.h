@@ -63,10 +63,11 @@ HWY_INLINE void AddRowGroup(DF df, const float* c, const TW* const* HWY_RESTRICT
   };
   size_t i = 0;
   if constexpr (kRows > 1) {
-    for (; i + 2 * lanes <= cols; i += 2 * lanes) {
-      for (size_t j = 0; j < kRows; ++j) hwy::Prefetch(ahead[j] + i);
-      add(i);
-      add(i + lanes);
+    // One line of each row to come for every line of the rows at hand.
+    const size_t line = HWY_MAX(lanes, kAlignment / sizeof(TW));
+    for (; i + line <= cols; i += line) {
+      for (size_t j = 0; j < kRows; ++j) FetchToL2(ahead[j] + i);
+      for (size_t v = 0; v < line; v += lanes) add(i + v);
     }
   }
   for (; i + lanes <= cols; i += lanes) add(i);

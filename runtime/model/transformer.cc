@@ -454,6 +454,7 @@ void Transformer::AddActive(size_t layer, size_t row, IndexRange active, float* 
   float* const excess = RowOf(excess_, row) + active.begin;
   float* const up = RowOf(up_, row);
   const size_t count = active.end - active.begin;
+  kernels::FetchFirstRows(w.down_proj.view(), list + active.begin, count);
   if (compute_ == ComputeType::kInteger) {
     kernels::QuantizedMaskedMatVec(rest_input_.view().From(row, 1), w.up_proj.view(), list,
                                    active.begin, active.end, up);
