@@ -14,6 +14,7 @@
 #include <fstream>
 #include <future>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <thread>
 #include <vector>
@@ -21,6 +22,8 @@
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "runtime/checkpoint/packed_file.h"
+#include "runtime/tokenizer/tokenizer.h"
 #include "server/test_client.h"
 #include "testdata/goldens.h"
 
@@ -393,6 +396,45 @@ TEST(ProgramTest, SeveralModelsShareAServer) {
   EXPECT_EQ(MetricValue(scrape, "firesteel_generation_tokens_total{model_name=\"twin\"}"), 5);
   EXPECT_EQ(MetricValue(scrape, "firesteel_generation_tokens_total{model_name=\"spark-stories\"}"),
             0);
+}
+
+// The same model out of its folder and out of a packed file, copied and mapped: one answer.
+TEST(ProgramTest, PackedFilesAreServed) {
+  const std::string path =
+      testing::TempDir() + "/e2e_" + std::to_string(getpid()) + "_story.firesteel";
+  {
+    auto source = OpenFolderSource(ModelPath(), WeightFormat::kI8, 2);
+    ASSERT_TRUE(source.ok()) << source.status();
+    const auto tokenizer = Tokenizer::ReadModel(ModelPath());
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    ASSERT_TRUE(WritePackedFile(source->get(), {.tokenizer = *tokenizer}, path).ok());
+  }
+  std::set<std::string> texts;
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"--model", "m=" + ModelPath(), "--weights", "int8"},
+        {"--model", "m=" + path},
+        {"--model", "m=" + path, "--weights-memory", "shared"}}) {
+    std::vector<std::string> all = {"--address",   "127.0.0.1:0",      "--metrics-address",
+                                    "127.0.0.1:0", "--kv-cache-bytes", "64MiB"};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    Program server(all);
+    ASSERT_TRUE(server.WaitUntilServing());
+    const auto channel = grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials());
+    const auto stub = v1::GenerationService::NewStub(channel);
+    const Streamed story = Stream(stub.get(), Story(40));
+    ASSERT_TRUE(story.status.ok()) << story.status.error_message();
+    texts.insert(story.text);
+  }
+  EXPECT_EQ(texts.size(), 1u);
+  EXPECT_GT(texts.begin()->size(), 60u);
+
+  Program other({"--check", "--model", path, "--weights", "bf16"});
+  EXPECT_EQ(other.Wait(), 2);
+  EXPECT_THAT(other.err(), HasSubstr("holds int8 weights, not bf16"));
+  Program named({"--check", "--model", path});
+  EXPECT_EQ(named.Wait(), 0);
+  EXPECT_THAT(named.out(), HasSubstr("_story generated")) << "the name has no ending";
+  std::filesystem::remove(path);
 }
 
 TEST(ProgramTest, CheckLoadsAndGenerates) {

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "kernels/simd_target.h"
 #include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/packed_file.h"
 #include "runtime/checkpoint/weights.h"
 #include "runtime/tokenizer/tokenizer.h"
 #include "server/logging.h"
@@ -26,7 +27,7 @@ absl::Status AtModel(const ModelSpec& spec, const absl::Status& status) {
 
 absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, LoadedModels* out) {
   const absl::Time start = absl::Now();
-  auto weights = LoadWeights(spec.path, options.weights);
+  auto weights = LoadWeights(spec.path, options.weights, options.weights_memory, options.threads);
   if (!weights.ok()) return AtModel(spec, weights.status());
   const ModelConfig& config = (*weights)->config;
   auto tokenizer = Tokenizer::Load(spec.path, config.vocab_size, config.bos_token_id);
@@ -60,6 +61,9 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
        {"parameters", config.NumParameters()},
        {"weights", DTypeName((*weights)->dtype)},
        {"weight_bytes", (*weights)->bytes()},
+       {"weights_memory", IsPackedFile(spec.path) && options.weights_memory == WeightMemory::kShared
+                              ? "shared"
+                              : "copy"},
        {"compute", ComputeTypeName(*compute)},
        {"kv_cache_type", DTypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},

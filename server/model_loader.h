@@ -1,4 +1,4 @@
-// From checkpoint folders to engines that are ready to serve.
+// From checkpoint folders and packed files to engines that are ready to serve.
 
 #ifndef FIRESTEEL_SERVER_MODEL_LOADER_H_
 #define FIRESTEEL_SERVER_MODEL_LOADER_H_

@@ -21,6 +21,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "runtime/checkpoint/packed_file.h"
 #include "runtime/threading/cpu_topology.h"
 
 #ifndef FIRESTEEL_VERSION
@@ -257,9 +258,11 @@ bool IsModelName(const std::string& name) {
          });
 }
 
+// The last part of a path, without the ending of packed files.
 std::string BaseName(std::string path) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path.substr(path.rfind('/') + 1);
+  const std::string last = path.substr(path.rfind('/') + 1);
+  return std::string(absl::StripSuffix(last, kPackedExtension));
 }
 
 absl::Status SetModel(const std::string& value, ServerOptions& options) {
@@ -285,27 +288,28 @@ absl::Status SetModel(const std::string& value, ServerOptions& options) {
 }
 
 Option Model() {
-  return {
-      .name = "model",
-      .type = "[NAME=]DIR",
-      .help =
-          "A checkpoint folder to serve, and the name requests use (default: the folder's own); "
-          "repeatable, the first is the default model",
-      .set = SetModel,
-      .get = [](const ServerOptions& options) -> std::vector<std::string> {
-        std::vector<std::string> values;
-        for (const ModelSpec& spec : options.models) {
-          values.push_back(absl::StrCat(spec.name, "=", spec.path));
-        }
-        return values;
-      },
-      .repeatable = true};
+  return {.name = "model",
+          .type = "[NAME=]DIR|FILE",
+          .help =
+              "A checkpoint folder or a packed file (firesteel-convert) to serve, and the name "
+              "requests "
+              "use (default: its own); repeatable, the first is the default model",
+          .set = SetModel,
+          .get = [](const ServerOptions& options) -> std::vector<std::string> {
+            std::vector<std::string> values;
+            for (const ModelSpec& spec : options.models) {
+              values.push_back(absl::StrCat(spec.name, "=", spec.path));
+            }
+            return values;
+          },
+          .repeatable = true};
 }
 
 Option Weights() {
   Option option = Choice<WeightFormat>(
       "weights", "auto|bf16|int8|int4",
-      "How weights are held in memory; auto keeps what the file has",
+      "How weights are held in memory; auto keeps what the file has, and a packed file is never "
+      "converted",
       {{"auto", WeightFormat::kAuto},
        {"bf16", WeightFormat::kBF16},
        {"int8", WeightFormat::kI8},
@@ -341,6 +345,12 @@ const std::vector<Option>& Table() {
           "metrics-address", "Where Prometheus metrics are served, at /metrics",
           +[](O& o) -> std::string& { return o.metrics_address; }),
       Weights(),
+      Choice<WeightMemory>(
+          "weights-memory", "copy|shared",
+          "Where weights of packed files are: in memory of our own, or in the mapped file, so that "
+          "servers of one machine share them",
+          {{"copy", WeightMemory::kCopy}, {"shared", WeightMemory::kShared}},
+          +[](O& o) -> WeightMemory& { return o.weights_memory; }),
       Choice<Compute>(
           "compute", "auto|f32|bf16",
           "Precision of activations and products; auto is f32, the parity mode, or integers where "
@@ -603,7 +613,7 @@ absl::Status CheckTogether(const ServerOptions& options) {
   }
   if (options.models.empty() && !options.print_config) {
     return absl::InvalidArgumentError(
-        "--model: at least one model is needed (a checkpoint folder)");
+        "--model: at least one model is needed (a checkpoint folder or a packed file)");
   }
   return absl::OkStatus();
 }

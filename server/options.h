@@ -33,6 +33,7 @@ struct ServerOptions {
   std::string address = "127.0.0.1:50051";
   std::string metrics_address = "127.0.0.1:9464";
   WeightFormat weights = WeightFormat::kAuto;
+  WeightMemory weights_memory = WeightMemory::kCopy;
   std::optional<ComputeType> compute;           // unset: what suits the weights
   std::optional<kernels::DType> kv_cache_type;  // unset: see KvCacheType
   uint32_t threads = 1;                         // the parser's default is DefaultThreadCount()

@@ -64,6 +64,7 @@ TEST(OptionsTest, DefaultsAreThoseOfTheContract) {
   EXPECT_EQ(options.address, "127.0.0.1:50051");
   EXPECT_EQ(options.metrics_address, "127.0.0.1:9464");
   EXPECT_EQ(options.weights, WeightFormat::kAuto);
+  EXPECT_EQ(options.weights_memory, WeightMemory::kCopy);
   EXPECT_FALSE(options.compute.has_value());
   EXPECT_EQ(options.threads, DefaultThreadCount());
   EXPECT_EQ(options.engine.max_batch_size, EngineOptions().max_batch_size);
@@ -80,6 +81,8 @@ TEST(OptionsTest, EveryValueReachesItsField) {
                                          "--metrics-address=localhost:1",
                                          "--weights",
                                          "bf16",
+                                         "--weights-memory",
+                                         "shared",
                                          "--compute",
                                          "f32",
                                          "--threads",
@@ -119,6 +122,7 @@ TEST(OptionsTest, EveryValueReachesItsField) {
   EXPECT_EQ(options.address, "[::1]:0");
   EXPECT_EQ(options.metrics_address, "localhost:1");
   EXPECT_EQ(options.weights, WeightFormat::kBF16);
+  EXPECT_EQ(options.weights_memory, WeightMemory::kShared);
   EXPECT_EQ(options.compute, ComputeType::kF32);
   EXPECT_EQ(options.threads, 3u);
   EXPECT_EQ(options.engine.max_batch_size, 4u);
@@ -291,7 +295,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"WaitingCa", {"--tls-client-ca", "a"}, {"--tls-client-ca", "not available"}},
         BadCase{"WaitingToken", {"--auth-token-file", "t"}, {"--auth-token-file", "not available"}},
         BadCase{"WaitingHead", {"--sublinear-head", "on"}, {"--sublinear-head", "not available"}},
-        BadCase{"UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16, int8, int4"}},
+        BadCase{
+            "UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16, int8, int4"}},
         BadCase{"NoConfigFile", {"--config", "/no/such.yaml"}, {"--config", "/no/such.yaml"}},
         BadCase{"ConfigIsFolder", {"--config", "/"}, {"--config /", "read"}}),
     [](const auto& row) { return row.param.name; });

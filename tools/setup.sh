@@ -21,6 +21,7 @@ BUILD_PACKAGES=(
   libdnnl-dev                                                        # oneDNN: prefill on matrix units
   libprotobuf-dev protobuf-compiler libgrpc++-dev protobuf-compiler-grpc libabsl-dev zlib1g-dev libcivetweb-dev
   libsentencepiece-dev nlohmann-json3-dev                            # model folders
+  libxxhash-dev                                                      # packed files: checksums
   libspdlog-dev libyaml-cpp-dev libcli11-dev prometheus-cpp-dev      # server
   libgtest-dev libgmock-dev libbenchmark-dev                         # tests and benchmarks
 )

@@ -64,6 +64,31 @@ std::string Printable(absl::string_view text) {
   return absl::StrCat(absl::CHexEscape(text.substr(0, kMaxBytes)), "...");
 }
 
+absl::StatusOr<std::unique_ptr<InputFile>> InputFile::Open(const std::string& path) {
+  absl::StatusOr<OpenFile> file = OpenRegular(path);
+  if (!file.ok()) return file.status();
+  return std::unique_ptr<InputFile>(new InputFile(path, file->fd, file->size));
+}
+
+InputFile::~InputFile() { close(fd_); }
+
+absl::Status InputFile::Read(uint64_t offset, size_t bytes, void* out) const {
+  char* target = static_cast<char*>(out);
+  while (bytes > 0) {
+    const ssize_t got = pread(fd_, target, bytes, static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrnoStatus(errno, path_, "cannot be read");
+    if (got == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": truncated: it ends at byte ", offset));
+    }
+    target += got;
+    offset += static_cast<uint64_t>(got);
+    bytes -= static_cast<size_t>(got);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
   absl::StatusOr<OpenFile> file = OpenRegular(path);
   if (!file.ok()) return file.status();

@@ -4,10 +4,13 @@
 #define FIRESTEEL_RUNTIME_CHECKPOINT_FILES_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
@@ -23,6 +26,31 @@ bool PathExists(const std::string& path);
 /// Text that came from a file, fit for a message: escaped to printable ASCII and cut after 100
 /// bytes.
 std::string Printable(absl::string_view text);
+
+/// An open regular file, read at any offset; closed with the object. Thread-safe.
+class InputFile {
+ public:
+  /// NotFound where there is none; InvalidArgument if it is not a regular file.
+  static absl::StatusOr<std::unique_ptr<InputFile>> Open(const std::string& path);
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+  ~InputFile();
+
+  const std::string& path() const { return path_; }
+  /// In bytes, when it was opened.
+  uint64_t size() const { return size_; }
+  int fd() const { return fd_; }
+  /// Reads `bytes` at `offset`. InvalidArgument where the file ends before that.
+  absl::Status Read(uint64_t offset, size_t bytes, void* out) const;
+
+ private:
+  InputFile(std::string path, int fd, uint64_t size)
+      : path_(std::move(path)), fd_(fd), size_(size) {}
+
+  const std::string path_;
+  const int fd_;
+  const uint64_t size_;
+};
 
 /// The whole content of a regular file. NotFound where there is none; InvalidArgument if it is not
 /// a regular file or larger than `max_bytes`.

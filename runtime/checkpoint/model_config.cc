@@ -211,6 +211,42 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json_text) {
   return config;
 }
 
+std::string ModelConfigToJson(const ModelConfig& config) {
+  nlohmann::json layer_types = nlohmann::json::array();
+  for (const AttentionKind kind : config.layer_types) {
+    layer_types.push_back(kind == AttentionKind::kSliding ? "sliding_attention" : "full_attention");
+  }
+  nlohmann::json json = {
+      {"model_type", config.spark() ? "spark_gemma2" : "gemma2"},
+      {"vocab_size", config.vocab_size},
+      {"hidden_size", config.hidden_size},
+      {"intermediate_size", config.intermediate_size},
+      {"num_hidden_layers", config.num_layers},
+      {"num_attention_heads", config.num_heads},
+      {"num_key_value_heads", config.num_kv_heads},
+      {"head_dim", config.head_dim},
+      {"max_position_embeddings", config.max_position_embeddings},
+      {"sliding_window", config.sliding_window},
+      {"layer_types", std::move(layer_types)},
+      {"query_pre_attn_scalar", config.query_pre_attn_scalar},
+      {"rope_theta", config.rope_theta},
+      {"attn_logit_softcapping", config.attn_logit_softcapping},
+      {"final_logit_softcapping", config.final_logit_softcapping},
+      {"rms_norm_eps", config.rms_norm_eps},
+      {"bos_token_id", config.bos_token_id},
+      {"eos_token_id", config.eos_token_ids},
+      {"hidden_activation", "gelu_pytorch_tanh"},
+      {"tie_word_embeddings", true},
+  };
+  if (config.spark()) {
+    json["ffn_predictor_dim"] = config.ffn_predictor_dim;
+    json["ffn_top_k"] = config.ffn_top_k;
+    json["attention_predictor_dim"] = config.attention_predictor_dim;
+    json["attention_top_k"] = config.attention_top_k;
+  }
+  return json.dump();
+}
+
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder) {
   const std::string path = JoinPath(folder, "config.json");
   absl::StatusOr<std::string> text = ReadFile(path, kMaxConfigBytes);

@@ -46,25 +46,40 @@ struct ModelConfig {
   bool spark() const { return architecture == Architecture::kSparkGemma2; }
   /// Learned parameters of the whole model, the tied embedding counted once.
   size_t NumParameters() const;
+  bool operator==(const ModelConfig&) const = default;
 };
 
-/// Sampling defaults of a checkpoint folder (generation_config.json), where present.
+/// Sampling defaults of a model (generation_config.json), where present.
 struct GenerationDefaults {
   float temperature = 1.0f;
   uint32_t top_k = 0;  // 0: off
   float top_p = 1.0f;
   float min_p = 0.0f;
+
+  bool operator==(const GenerationDefaults&) const = default;
 };
 
 /// Parses and checks the text of a config.json. InvalidArgument names the key, its value and the
 /// limit.
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json_text);
 
+/// The keys of config.json that ParseModelConfig reads, with all values of a valid `config`: parsed
+/// again, it is equal.
+std::string ModelConfigToJson(const ModelConfig& config);
+
 /// Reads FOLDER/config.json. NotFound where there is none.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder);
 
-/// Reads FOLDER/generation_config.json; the defaults above where the file or a key is absent.
-absl::StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& folder);
+/// Parses and checks the text of a generation_config.json; the defaults above where a key is
+/// absent.
+absl::StatusOr<GenerationDefaults> ParseGenerationDefaults(absl::string_view json_text);
+
+/// The keys that ParseGenerationDefaults reads: parsed again, they are equal.
+std::string GenerationDefaultsToJson(const GenerationDefaults& defaults);
+
+/// Reads FOLDER/generation_config.json, or what a packed file has of it; the defaults above where
+/// there is none.
+absl::StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& path);
 
 }  // namespace firesteel
 

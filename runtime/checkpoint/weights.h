@@ -21,21 +21,40 @@ enum class WeightFormat : uint8_t { kAuto, kBF16, kF32, kI8, kI4 };
 /// "f32", "bf16", "int8" or "int4".
 const char* DTypeName(kernels::DType dtype);
 
-/// An owned matrix [rows, cols] of weights; rows are 64-byte aligned and padded to a multiple of 64
-/// bytes with what stands for zero. Movable, not copyable. Read-only once built, so safe to share
-/// between threads.
+/// Where the weights of a packed file are: kCopy in memory of our own, backed by huge pages where
+/// the system has them; kShared in the file itself, mapped read-only, so that all processes of a
+/// machine that serve it share one copy in the page cache.
+enum class WeightMemory : uint8_t { kCopy, kShared };
+
+/// A matrix [rows, cols] of weights; rows are 64-byte aligned and padded to a multiple of 64 bytes
+/// with what stands for zero. It owns its memory, or keeps alive whoever does. Movable, not
+/// copyable. Read-only once built, so safe to share between threads.
 class Matrix {
  public:
+  /// Whether new memory is filled with zeros; kNone is for who writes every byte of DataBytes().
+  enum class Fill : uint8_t { kZeros, kNone };
+
   Matrix() = default;
-  Matrix(size_t rows, size_t cols, kernels::DType dtype);
+  Matrix(size_t rows, size_t cols, kernels::DType dtype, Fill fill = Fill::kZeros);
+  /// A matrix in memory that `owner` keeps valid and unchanged. view.stride is StrideOf(view.cols,
+  /// view.dtype). Such a matrix can't be written.
+  Matrix(const kernels::TypedView& view, std::shared_ptr<const void> owner);
+
+  /// Elements from one row of a matrix to the next: `cols` padded to 64 bytes.
+  static size_t StrideOf(size_t cols, kernels::DType dtype);
 
   kernels::TypedView view() const;
   /// The raw bytes of a row, for writing while it is built.
   void* MutableRow(size_t row);
   /// Rounds `values` [cols] to the matrix's type. Thread-safe for distinct rows.
   void SetRow(size_t row, const float* values);
-  /// Of elements and scales.
-  size_t bytes() const;
+  /// All scales, for writing while it is built: kI8 one float a row, kI4 one BF16 a block, else
+  /// null.
+  void* MutableScales();
+  /// Of elements, padding included, and scales.
+  size_t bytes() const { return DataBytes() + ScaleBytes(); }
+  size_t DataBytes() const;
+  size_t ScaleBytes() const;
   size_t rows() const { return rows_; }
   size_t cols() const { return cols_; }
   kernels::DType dtype() const { return dtype_; }
@@ -47,6 +66,9 @@ class Matrix {
   std::unique_ptr<std::byte[], Free> data_;
   std::vector<float> row_scales_;            // kI8
   std::vector<kernels::BF16> block_scales_;  // kI4
+  // Instead of the three above where the memory is somebody else's.
+  kernels::TypedView borrowed_;
+  std::shared_ptr<const void> owner_;
   size_t rows_ = 0;
   size_t cols_ = 0;
   size_t stride_ = 0;  // elements
@@ -80,11 +102,15 @@ struct ModelWeights {
   size_t bytes() const;
 };
 
-/// Loads a checkpoint folder (config.json, model.safetensors or shards with their index). Every
-/// tensor's name, dtype, shape and bounds are checked, and every value must be finite. Errors name
-/// the file and the tensor.
-absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadWeights(const std::string& folder,
-                                                                WeightFormat format);
+/// Loads a checkpoint folder (config.json, model.safetensors or shards with their index) or a
+/// packed file (packed_file.h). Of a folder, every tensor's name, dtype, shape and bounds are
+/// checked, and every value must be finite. Of a packed file, `format` must be kAuto or what the
+/// file holds; its header and table are always checked, its weights' checksums and values where
+/// they are copied. `memory` is for packed files; a folder's weights are always copied. Work is
+/// shared by `threads` threads. Errors name the file and the tensor.
+absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadWeights(
+    const std::string& path, WeightFormat format, WeightMemory memory = WeightMemory::kCopy,
+    size_t threads = 1);
 
 }  // namespace firesteel
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <random>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -14,33 +15,85 @@ namespace {
 // minutes.
 class NormalTable {
  public:
-  explicit NormalTable(uint64_t seed) : state_(seed) {
+  explicit NormalTable(uint64_t seed) {
     std::mt19937_64 engine(seed);
     std::normal_distribution<float> normal;
     for (float& v : values_) v = normal(engine);
   }
-  float Next() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return values_[state_ >> (64 - kBits)];
-  }
+  float operator[](uint64_t state) const { return values_[state >> (64 - kBits)]; }
 
  private:
   static constexpr int kBits = 16;
-  uint64_t state_;
   std::vector<float> values_ = std::vector<float>(size_t{1} << kBits);
 };
 
-Matrix RandomMatrix(size_t rows, size_t cols, size_t fan_in, kernels::DType dtype,
-                    NormalTable& normal) {
-  Matrix matrix(rows, cols, dtype);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(fan_in));
-  std::vector<float> row(cols);
-  for (size_t r = 0; r < rows; ++r) {
-    for (float& value : row) value = scale * normal.Next();
-    matrix.SetRow(r, row.data());
+// A linear congruential generator that can skip ahead, so that threads share one sequence.
+class Sequence {
+ public:
+  explicit Sequence(uint64_t state) : state_(state) {}
+  uint64_t Next() { return state_ = state_ * kFactor + kTerm; }
+  // The sequence `steps` further on.
+  Sequence After(uint64_t steps) const {
+    // x -> factor · x + term, applied 1, 2, 4, … times.
+    uint64_t factor = kFactor, term = kTerm, state = state_;
+    for (; steps > 0; steps >>= 1) {
+      if ((steps & 1) != 0) state = state * factor + term;
+      term += factor * term;
+      factor *= factor;
+    }
+    return Sequence(state);
   }
-  return matrix;
-}
+
+ private:
+  static constexpr uint64_t kFactor = 6364136223846793005u;
+  static constexpr uint64_t kTerm = 1442695040888963407u;
+  uint64_t state_;
+};
+
+// All matrices draw from one sequence, in the order of ModelParts.
+class SyntheticSource final : public WeightSource {
+ public:
+  SyntheticSource(ModelConfig config, kernels::DType dtype, uint64_t seed, size_t threads)
+      : config_(std::move(config)),
+        dtype_(dtype),
+        threads_(threads),
+        normal_(seed),
+        sequence_(seed) {}
+
+  const ModelConfig& config() const override { return config_; }
+  kernels::DType dtype() const override { return dtype_; }
+
+  absl::StatusOr<Matrix> ReadMatrix(const ModelPart& part) override {
+    Matrix matrix(part.rows, part.cols, dtype_);
+    // Of down_proj, a Spark model's rows are the transposed matrix's columns.
+    const bool transposed = part.kind == PartKind::kDownProj && config_.spark();
+    const size_t fan_in = transposed ? part.rows : part.cols;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(fan_in));
+    const absl::Status status = ForEachShare(part.rows, threads_, [&](size_t begin, size_t end) {
+      Sequence sequence = sequence_.After(begin * part.cols);
+      std::vector<float> row(part.cols);
+      for (size_t r = begin; r < end; ++r) {
+        for (float& value : row) value = scale * normal_[sequence.Next()];
+        matrix.SetRow(r, row.data());
+      }
+      return absl::OkStatus();
+    });
+    if (!status.ok()) return status;
+    sequence_ = sequence_.After(part.rows * part.cols);
+    return matrix;
+  }
+
+  absl::StatusOr<std::vector<float>> ReadVector(const ModelPart& part) override {
+    return std::vector<float>(part.cols, 0.0f);  // norms are stored less one
+  }
+
+ private:
+  const ModelConfig config_;
+  const kernels::DType dtype_;
+  const size_t threads_;
+  const NormalTable normal_;
+  Sequence sequence_;
+};
 
 std::vector<AttentionKind> Alternating(size_t layers) {
   std::vector<AttentionKind> kinds(layers);
@@ -115,36 +168,15 @@ ModelConfig DenseTwin(const ModelConfig& spark) {
   return dense;
 }
 
+std::unique_ptr<WeightSource> MakeSyntheticSource(const ModelConfig& config, kernels::DType dtype,
+                                                  uint64_t seed, size_t threads) {
+  return std::make_unique<SyntheticSource>(config, dtype, seed, threads);
+}
+
 std::shared_ptr<const ModelWeights> MakeSyntheticWeights(const ModelConfig& config,
                                                          kernels::DType dtype, uint64_t seed) {
-  NormalTable normal(seed);
-  const size_t d = config.hidden_size;
-  const size_t f = config.intermediate_size;
-  const size_t q = config.num_heads * config.head_dim;
-  const size_t kv = config.num_kv_heads * config.head_dim;
-  const size_t gate_in = config.spark() ? config.ffn_predictor_dim : d;
-  const size_t up_in = config.spark() ? d - gate_in : d;
-
-  auto weights = std::make_shared<ModelWeights>();
-  weights->config = config;
-  weights->dtype = dtype;
-  weights->embedding = RandomMatrix(config.vocab_size, d, d, dtype, normal);
-  weights->final_norm.assign(d, 0.0f);
-  for (size_t i = 0; i < config.num_layers; ++i) {
-    LayerWeights layer;
-    layer.input_norm.assign(d, 0.0f);
-    layer.post_attention_norm.assign(d, 0.0f);
-    layer.pre_feedforward_norm.assign(d, 0.0f);
-    layer.post_feedforward_norm.assign(d, 0.0f);
-    layer.qkv_proj = RandomMatrix(q + 2 * kv, d, d, dtype, normal);
-    layer.o_proj = RandomMatrix(d, q, q, dtype, normal);
-    layer.gate_proj = RandomMatrix(f, gate_in, gate_in, dtype, normal);
-    layer.up_proj = RandomMatrix(f, up_in, up_in, dtype, normal);
-    layer.down_proj = config.spark() ? RandomMatrix(f, d, f, dtype, normal)
-                                     : RandomMatrix(d, f, f, dtype, normal);
-    weights->layers.push_back(std::move(layer));
-  }
-  return weights;
+  SyntheticSource source(config, dtype, seed, 1);
+  return AssembleWeights(&source, 1).value();
 }
 
 }  // namespace firesteel

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "runtime/checkpoint/weight_source.h"
 #include "runtime/checkpoint/weights.h"
 
 namespace firesteel {
@@ -29,6 +30,11 @@ ModelConfig DenseTwin(const ModelConfig& spark);
 /// top-k finds about its target. The same seed gives the same weights.
 std::shared_ptr<const ModelWeights> MakeSyntheticWeights(const ModelConfig& config,
                                                          kernels::DType dtype, uint64_t seed);
+
+/// The same weights part by part, each made by `threads` threads when it is asked for. The bits
+/// don't depend on `threads`.
+std::unique_ptr<WeightSource> MakeSyntheticSource(const ModelConfig& config, kernels::DType dtype,
+                                                  uint64_t seed, size_t threads);
 
 }  // namespace firesteel
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "runtime/checkpoint/files.h"
+#include "runtime/checkpoint/packed_file.h"
 #include "runtime/tokenizer/model_guard.h"
 #include "runtime/tokenizer/sentencepiece_model.h"
 
@@ -15,6 +16,7 @@ namespace firesteel {
 namespace {
 
 constexpr size_t kMaxModelBytes = size_t{256} << 20;
+constexpr char kModelName[] = "tokenizer.model";
 constexpr char kEscapedSpace[] = "\xE2\x96\x81";  // ▁, how a piece writes a space
 
 /// What a piece adds to a text.
@@ -76,28 +78,43 @@ class SentencePieceTokenizer : public Tokenizer {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::string& folder,
+absl::StatusOr<std::string> Tokenizer::ReadModel(const std::string& path) {
+  if (!IsPackedFile(path)) return ReadFile(JoinPath(path, kModelName), kMaxModelBytes);
+  absl::StatusOr<std::unique_ptr<PackedFile>> file = PackedFile::Open(path);
+  if (!file.ok()) return file.status();
+  return (*file)->ReadTokenizer();
+}
+
+absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::string& path,
                                                                  size_t vocab_size,
                                                                  int32_t bos_token_id) {
-  const std::string path = JoinPath(folder, "tokenizer.model");
-  absl::StatusOr<std::string> content = ReadFile(path, kMaxModelBytes);
+  absl::StatusOr<std::string> content = ReadModel(path);
   if (!content.ok()) return content.status();
-  if (absl::Status status = CheckTokenizerModel(*content); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", status.message()));
+  const std::string origin =
+      IsPackedFile(path) ? absl::StrCat(path, ": ", kModelName) : JoinPath(path, kModelName);
+  return Parse(*content, origin, vocab_size, bos_token_id);
+}
+
+absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Parse(absl::string_view content,
+                                                                  const std::string& origin,
+                                                                  size_t vocab_size,
+                                                                  int32_t bos_token_id) {
+  if (absl::Status status = CheckTokenizerModel(content); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": ", status.message()));
   }
   auto model = std::make_unique<SentencePieceModel>();
   std::string error;
-  if (!model->Load(*content, &error)) {
+  if (!model->Load(std::string_view(content.data(), content.size()), &error)) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": not a SentencePiece model: ", Printable(error)));
+        absl::StrCat(origin, ": not a SentencePiece model: ", Printable(error)));
   }
   const size_t pieces = static_cast<size_t>(model->num_pieces());
   if (pieces > vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat(
-        path, ": ", pieces, " pieces, more than config.json's vocab_size of ", vocab_size));
+        origin, ": ", pieces, " pieces, more than config.json's vocab_size of ", vocab_size));
   }
   if (bos_token_id < 0 || static_cast<size_t>(bos_token_id) >= pieces) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": bos_token_id is ", bos_token_id,
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": bos_token_id is ", bos_token_id,
                                                    ", the model has ", pieces, " pieces"));
   }
   return std::make_shared<SentencePieceTokenizer>(std::move(model), bos_token_id);

@@ -16,11 +16,21 @@ namespace firesteel {
 /// A vocabulary read from a tokenizer.model file. Immutable, hence thread-safe.
 class Tokenizer {
  public:
-  /// Loads FOLDER/tokenizer.model. Its number of pieces must be ≤ vocab_size, and bos_token_id in
-  /// range.
-  static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& folder,
+  /// Loads FOLDER/tokenizer.model, or that of a packed file. Its number of pieces must be ≤
+  /// vocab_size, and bos_token_id in range.
+  static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& path,
                                                                size_t vocab_size,
                                                                int32_t bos_token_id);
+
+  /// The same of the bytes of a tokenizer.model; `origin` is for messages.
+  static absl::StatusOr<std::shared_ptr<const Tokenizer>> Parse(absl::string_view content,
+                                                                const std::string& origin,
+                                                                size_t vocab_size,
+                                                                int32_t bos_token_id);
+
+  /// The bytes of FOLDER/tokenizer.model, or that of a packed file, unchecked. NotFound where there
+  /// is none.
+  static absl::StatusOr<std::string> ReadModel(const std::string& path);
   virtual ~Tokenizer() = default;
 
   /// A prompt: bos, then the pieces of `text`.

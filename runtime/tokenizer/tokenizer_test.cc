@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/checkpoint/packed_file.h"
 #include "runtime/checkpoint/test_checkpoint.h"
 
 namespace firesteel {
@@ -120,6 +121,34 @@ TEST(TokenizerLoadTest, ChecksTheVocabulary) {
   EXPECT_THAT(std::string(Tokenizer::Load(kModel, 8192, -1).status().message()),
               HasSubstr("bos_token_id is -1"));
   EXPECT_TRUE(Tokenizer::Load(kModel, 10000, 2).ok());  // a padded vocabulary
+}
+
+TEST(TokenizerLoadTest, PackedFilesHoldIt) {
+  const TempFolder folder;
+  const std::string path = folder.File("model.firesteel");
+  const auto pack = [&path](const std::string& tokenizer) {
+    auto source = OpenFolderSource(kModel, WeightFormat::kI4, 1);
+    ASSERT_TRUE(source.ok()) << source.status();
+    ASSERT_TRUE(WritePackedFile(source->get(), {.tokenizer = tokenizer}, path).ok());
+  };
+  const auto content = Tokenizer::ReadModel(kModel);
+  ASSERT_TRUE(content.ok()) << content.status();
+  pack(*content);
+  EXPECT_EQ(*Tokenizer::ReadModel(path), *content);
+  const auto packed = Tokenizer::Load(path, 8192, 2);
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  const auto plain = Tokenizer::Load(kModel, 8192, 2);
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_EQ(*(*packed)->EncodePrompt("Once upon a time"),
+            *(*plain)->EncodePrompt("Once upon a time"));
+  // The guards of a folder's.
+  EXPECT_THAT(std::string(Tokenizer::Load(path, 100, 2).status().message()),
+              AllOf(HasSubstr(path), HasSubstr("tokenizer.model"), HasSubstr("8192 pieces")));
+  pack("no model");
+  EXPECT_THAT(std::string(Tokenizer::Load(path, 8192, 2).status().message()),
+              AllOf(HasSubstr(path), HasSubstr("tokenizer.model")));
+  pack("");
+  EXPECT_EQ(Tokenizer::Load(path, 8192, 2).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST(TokenizerLoadTest, BadFilesAreErrors) {

@@ -30,6 +30,7 @@ struct Options {
   std::string shape;
   bool twin = false;
   std::string weights = "auto";
+  std::vector<std::string> weights_memory = {"copy"};
   std::string compute = "auto";
   std::string kv = "auto";
   std::vector<size_t> threads;
@@ -58,8 +59,12 @@ struct Model {
 absl::StatusOr<std::vector<Model>> LoadModels(const Options& options) {
   const auto [format, synthetic] = kFormats.at(options.weights);
   std::vector<Model> models;
-  for (const std::string& folder : options.models) {
-    auto weights = LoadWeights(folder, format);
+  for (size_t i = 0; i < options.models.size(); ++i) {
+    const std::string& memory =
+        options.weights_memory[std::min(i, options.weights_memory.size() - 1)];
+    auto weights = LoadWeights(options.models[i], format,
+                               memory == "shared" ? WeightMemory::kShared : WeightMemory::kCopy,
+                               DefaultThreadCount());
     if (!weights.ok()) return weights.status();
     models.push_back({*std::move(weights), true});
   }
@@ -187,7 +192,8 @@ absl::StatusOr<Report> Run(const Options& options) {
 int Main(int argc, char** argv) {
   Options options;
   CLI::App app("Prefill and decode speed of a model, without a server.", "firesteel-bench");
-  app.add_option("--model", options.models, "Checkpoint folder; a second one is measured beside it")
+  app.add_option("--model", options.models,
+                 "Checkpoint folder or packed file; a second one is measured beside it")
       ->expected(1, 2);
   app.add_option("--shape", options.shape, "Instead: a named shape with synthetic weights");
   app.add_flag("--twin", options.twin,
@@ -195,6 +201,10 @@ int Main(int argc, char** argv) {
   app.add_option("--weights", options.weights, "Weight format")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}))
       ->capture_default_str();
+  app.add_option("--weights-memory", options.weights_memory,
+                 "Where weights of packed files are: copy or shared (mapped); one for each --model")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"copy", "shared"}));
   app.add_option("--compute", options.compute, "Precision of activations and products")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->capture_default_str();
