@@ -30,9 +30,11 @@ class Subject {
   /// Keys and values are cached in `kv_dtype`. Sequences of up to `max_tokens`, up to `max_batch`
   /// at once, prompts in chunks of `chunk` tokens. With `own_text` prompts are what the model
   /// itself writes after bos; otherwise they are random tokens (of a model with random weights
-  /// nothing better is to be had).
+  /// nothing better is to be had). With `sublinear_head`, tokens are decoded greedily and take that
+  /// head.
   Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute, kernels::DType kv_dtype,
-          size_t threads, size_t chunk, size_t max_batch, size_t max_tokens, bool own_text);
+          size_t threads, size_t chunk, size_t max_batch, size_t max_tokens, bool own_text,
+          bool sublinear_head);
 
   /// Computes a prompt of `tokens` from an empty cache, logits of the last position included.
   Sample Prefill(size_t tokens);
@@ -51,11 +53,12 @@ class Subject {
   double StepBytes() const;
 
   const std::shared_ptr<const ModelWeights> weights_;
-  const CostModel cost_;
   const size_t chunk_;
+  const bool sublinear_head_;
   WorkerPool pool_;
   std::unique_ptr<KvBlockPool> cache_;
   Transformer transformer_;
+  const CostModel cost_;
   std::vector<int32_t> text_;
 };
 
