@@ -10,6 +10,7 @@
 // The rest is compiled once per target, so it has to follow foreach_target.h.
 #include "hwy/highway.h"
 #include "kernels/dot-inl.h"
+#include "kernels/integer_sums-inl.h"
 // clang-format on
 
 #ifndef FIRESTEEL_KERNELS_QUANTIZED_CC_
@@ -31,12 +32,6 @@ constexpr float kLargestActivation = 127 * 256;
 HWY_BEFORE_NAMESPACE();
 namespace firesteel::kernels {
 namespace HWY_NAMESPACE {
-
-// Lanes of sums; each adds up the products of four neighbouring bytes.
-using SumTag = hn::CappedTag<int32_t, 16>;
-using ByteTag = hn::Repartition<uint8_t, SumTag>;
-using SignedByteTag = hn::Repartition<int8_t, SumTag>;
-using SumVec = hn::Vec<SumTag>;
 
 // Largest |x|; NaN or infinity where x has one.
 inline float LargestMagnitude(const float* x, size_t n) {
@@ -181,28 +176,6 @@ void QuantizeWeightsI4Impl(const float* w, size_t cols, uint8_t* q, BF16* scales
   }
 }
 
-// The sum of each of four vectors of sums, in four lanes. Integers: the order does not matter.
-#if HWY_HAVE_SCALABLE
-HWY_INLINE hn::Vec<hn::FixedTag<int32_t, 4>> SumsOfFour(SumVec a, SumVec b, SumVec c, SumVec d) {
-  const SumTag ds;
-  HWY_ALIGN int32_t sums[4] = {hn::ReduceSum(ds, a), hn::ReduceSum(ds, b), hn::ReduceSum(ds, c),
-                               hn::ReduceSum(ds, d)};
-  return hn::Load(hn::FixedTag<int32_t, 4>(), sums);
-}
-#else
-HWY_INLINE hn::Vec<hn::FixedTag<int32_t, 4>> SumsOfFour(SumVec a, SumVec b, SumVec c, SumVec d) {
-  const SumTag ds;
-  const hn::Repartition<int64_t, SumTag> d64;
-  const SumVec ab = hn::Add(hn::InterleaveLower(ds, a, b), hn::InterleaveUpper(ds, a, b));
-  const SumVec cd = hn::Add(hn::InterleaveLower(ds, c, d), hn::InterleaveUpper(ds, c, d));
-  const auto ab2 = hn::BitCast(d64, ab);
-  const auto cd2 = hn::BitCast(d64, cd);
-  const SumVec abcd = hn::Add(hn::BitCast(ds, hn::InterleaveLower(d64, ab2, cd2)),
-                              hn::BitCast(ds, hn::InterleaveUpper(d64, ab2, cd2)));
-  return FoldTo128(ds, abcd);
-}
-#endif
-
 // How far ahead of a tile of four scattered rows the next ones are fetched.
 inline constexpr size_t kTilesAhead = 2;
 
@@ -221,21 +194,6 @@ struct Token {
   float scale;
   int32_t high_sum;
   int32_t low_sum;
-};
-
-// Up to four rows of a tile: their bytes, and those of the rows to fetch meanwhile.
-struct TileRows {
-  const uint8_t* HWY_RESTRICT r0;
-  const uint8_t* HWY_RESTRICT r1;
-  const uint8_t* HWY_RESTRICT r2;
-  const uint8_t* HWY_RESTRICT r3;
-
-  // row(j) for j in [first, first + count), the last one again for those beyond.
-  template <class RowFn>
-  static HWY_INLINE TileRows Of(const RowFn& row, size_t first, size_t count) {
-    return {row(first), row(first + (count > 1 ? 1 : 0)), row(first + (count > 2 ? 2 : count - 1)),
-            row(first + (count > 3 ? 3 : count - 1))};
-  }
 };
 
 // One step of 8-bit rows: u is a weight + 128, since the CPU multiplies unsigned by signed bytes.

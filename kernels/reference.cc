@@ -1,6 +1,7 @@
 #include "kernels/reference.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numbers>
 
@@ -139,6 +140,44 @@ std::vector<double> SparseVecMat(std::span<const float> coefficients,
     }
   }
   return y;
+}
+
+std::vector<double> ScreenMatMul(std::span<const double> x, const I2View& w) {
+  std::vector<double> y;
+  for (size_t t = 0; t < x.size() / w.cols; ++t) {
+    for (size_t n = 0; n < w.rows; ++n) {
+      double sum = 0.0;
+      for (size_t k = 0; k < w.cols; ++k) {
+        const size_t group = k / 256, place = k % 256;
+        const int byte = w.codes[n * BytesOfI2Row(w.cols) + group * 64 + place % 64];
+        const int level = 2 * ((byte >> (2 * (place / 64))) & 3) - 3;
+        sum += x[t * w.cols + k] * level;
+      }
+      y.push_back(sum * static_cast<double>(w.scales[n]));
+    }
+  }
+  return y;
+}
+
+std::vector<double> RotateAtRandom(std::span<const float> signs, std::span<const float> x) {
+  const size_t n = x.size();
+  const size_t p = std::bit_floor(n);
+  std::vector<double> values(x.begin(), x.end());
+  for (size_t round = 0; round < 3; ++round) {
+    for (size_t i = 0; i < n; ++i) values[i] *= static_cast<double>(signs[round * n + i]);
+    const size_t first = round == 1 ? n - p : 0;
+    std::vector<double> sums(p, 0.0);
+    for (size_t i = 0; i < p; ++i) {
+      for (size_t j = 0; j < p; ++j) {
+        const double sign = std::popcount(i & j) % 2 == 0 ? 1.0 : -1.0;
+        sums[i] += sign * values[first + j];
+      }
+    }
+    for (size_t i = 0; i < p; ++i) {
+      values[first + i] = sums[i] / std::sqrt(static_cast<double>(p));
+    }
+  }
+  return values;
 }
 
 double StatisticalThreshold(std::span<const float> scores, double quantile, int ddof) {

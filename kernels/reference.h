@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/screen.h"
 #include "kernels/tensor.h"
 
 namespace firesteel::kernels::reference {
@@ -36,6 +37,11 @@ std::vector<double> MaskedMatVec(const TypedView& x, const TypedView& w,
                                  std::span<const uint32_t> active);
 std::vector<double> SparseVecMat(std::span<const float> coefficients,
                                  std::span<const uint32_t> active, const TypedView& w);
+
+/// y[t, n] for x [tokens, w.cols] (any real numbers) and 2-bit rows, [tokens · w.rows].
+std::vector<double> ScreenMatMul(std::span<const double> x, const I2View& w);
+/// R · x as kernels::RotateAtRandom defines it, with the Hadamard matrices written out.
+std::vector<double> RotateAtRandom(std::span<const float> signs, std::span<const float> x);
 
 /// mean + std · quantile, in two passes; std has the divisor n − `ddof`.
 double StatisticalThreshold(std::span<const float> scores, double quantile, int ddof = 1);

@@ -65,6 +65,7 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
                               ? "shared"
                               : "copy"},
        {"compute", ComputeTypeName(*compute)},
+       {"sublinear_head", *model.engine->options().sublinear_head ? "on" : "off"},
        {"kv_cache_type", DTypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},
        {"kv_cache_tokens", model.engine->kv_capacity_tokens()},

@@ -319,15 +319,22 @@ Option Weights() {
 }
 
 Option SublinearHead() {
-  Option option = Switch(
-      "sublinear-head", "Output head that skips unlikely tokens (only off in this version)",
-      +[](ServerOptions& o) -> bool& { return o.sublinear_head; });
-  option.set = [](const std::string& value, ServerOptions&) -> absl::Status {
-    bool on = false;
-    if (!ParseSwitch(value, &on)) return Bad(value, "is neither on nor off");
-    return on ? Bad(value, "is not available in this version (off)") : absl::OkStatus();
-  };
-  return option;
+  return {.name = "sublinear-head",
+          .type = "on|off",
+          .help =
+              "Output head that reads a 2-bit copy of the embedding where the largest logits "
+              "decide (default: on for embeddings above 64 MiB)",
+          .set = [](const std::string& value, ServerOptions& options) -> absl::Status {
+            bool on = false;
+            if (!ParseSwitch(value, &on)) return Bad(value, "is neither on nor off");
+            options.engine.sublinear_head = on;
+            return absl::OkStatus();
+          },
+          .get = [](const ServerOptions& options) -> std::vector<std::string> {
+            if (!options.engine.sublinear_head.has_value()) return {};
+            return {*options.engine.sublinear_head ? "on" : "off"};
+          },
+          .is_switch = true};
 }
 
 // --- The table ---

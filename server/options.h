@@ -48,7 +48,6 @@ struct ServerOptions {
   bool warmup = true;
   bool print_config = false;
   bool check = false;
-  bool sublinear_head = false;  // accepts nothing else yet
 };
 
 /// How keys and values are cached: as --kv-cache-type says. Without it bf16, unless --compute f32

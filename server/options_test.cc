@@ -140,6 +140,7 @@ TEST(OptionsTest, EveryValueReachesItsField) {
   EXPECT_FALSE(options.warmup);
   EXPECT_EQ(options.log_level, "debug");
   EXPECT_EQ(options.log_format, LogFormat::kJson);
+  EXPECT_EQ(options.engine.sublinear_head, false);
 }
 
 TEST(OptionsTest, TheCacheIsOfF32WhereF32WasAskedFor) {
@@ -294,7 +295,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"WaitingKey", {"--tls-key", "k.pem"}, {"--tls-key", "not available"}},
         BadCase{"WaitingCa", {"--tls-client-ca", "a"}, {"--tls-client-ca", "not available"}},
         BadCase{"WaitingToken", {"--auth-token-file", "t"}, {"--auth-token-file", "not available"}},
-        BadCase{"WaitingHead", {"--sublinear-head", "on"}, {"--sublinear-head", "not available"}},
+        BadCase{"HeadIsNeither", {"--sublinear-head", "auto"}, {"--sublinear-head", "'auto'"}},
         BadCase{
             "UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16, int8, int4"}},
         BadCase{"NoConfigFile", {"--config", "/no/such.yaml"}, {"--config", "/no/such.yaml"}},

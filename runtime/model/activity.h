@@ -22,6 +22,12 @@ struct LayerActivity {
   uint32_t ffn_union = 0;             // neurons that at least one row needed
 };
 
+/// What the output head did for one row that wanted logits.
+struct HeadActivity {
+  bool screened = false;  // by the sublinear head; otherwise every row of the embedding was exact
+  uint32_t exact = 0;     // screened: rows of the embedding that were multiplied exactly
+};
+
 /// Sees the active sets themselves, for tests and analysis. Called from the worker threads, at once
 /// for different (layer, row, head).
 class ActivityProbe {

@@ -1,8 +1,11 @@
 #include "runtime/model/cost_model.h"
 
+#include <algorithm>
+
 namespace firesteel {
 
-CostModel::CostModel(const ModelWeights& weights, kernels::DType kv_dtype) {
+CostModel::CostModel(const ModelWeights& weights, kernels::DType kv_dtype,
+                     size_t sublinear_head_bytes) {
   const ModelConfig& c = weights.config;
   const double d = static_cast<double>(c.hidden_size);
   const LayerWeights& layer = weights.layers[0];
@@ -31,8 +34,11 @@ CostModel::CostModel(const ModelWeights& weights, kernels::DType kv_dtype) {
   kv_bytes_per_visible_ = kv_element * scored * kv_heads;
   kv_bytes_per_attended_ =
       kv_element * (head_dim - scored + head_dim) * (spark_ ? 1 : kv_heads / heads_);
-  head_flops_ = 2 * d * static_cast<double>(c.vocab_size);
+  head_flops_per_row_ = 2 * d;
+  head_flops_ = head_flops_per_row_ * static_cast<double>(c.vocab_size);
   head_bytes_ = static_cast<double>(weights.embedding.bytes());
+  head_bytes_per_row_ = head_bytes_ / static_cast<double>(c.vocab_size);
+  sublinear_head_bytes_ = static_cast<double>(sublinear_head_bytes);
 }
 
 Cost CostModel::LayerFlops(const RowActivity& row) const {
@@ -47,6 +53,19 @@ Cost CostModel::LayerBytes(size_t ffn_union) const {
   const double read = static_cast<double>(ffn_union);
   return {.performed = dense_bytes_ + bytes_per_neuron_ * read,
           .skipped = bytes_per_neuron_ * (neurons_ - read)};
+}
+
+Cost CostModel::HeadBytes(std::span<const HeadActivity> head) const {
+  if (head.empty()) return {};
+  bool full = false, screened = false;
+  double exact = 0;
+  for (const HeadActivity& row : head) {
+    (row.screened ? screened : full) = true;
+    exact += row.exact;
+  }
+  const double performed = (full ? head_bytes_ : 0.0) + (screened ? sublinear_head_bytes_ : 0.0) +
+                           exact * head_bytes_per_row_;
+  return {.performed = performed, .skipped = std::max(0.0, head_bytes_ - performed)};
 }
 
 double CostModel::KvBytes(const RowActivity& row) const {

@@ -4,6 +4,7 @@
 #define FIRESTEEL_RUNTIME_MODEL_COST_MODEL_H_
 
 #include <cstddef>
+#include <span>
 
 #include "kernels/tensor.h"
 #include "runtime/checkpoint/model_config.h"
@@ -29,13 +30,17 @@ struct Cost {
 /// every visible position computed (spec: flops_skipped_fraction). Immutable; thread-safe.
 class CostModel {
  public:
-  /// `kv_dtype` is that of the KV cache.
-  CostModel(const ModelWeights& weights, kernels::DType kv_dtype);
+  /// `kv_dtype` is that of the KV cache. `sublinear_head_bytes`: of the 2-bit copy of the
+  /// embedding, 0 without a sublinear head.
+  CostModel(const ModelWeights& weights, kernels::DType kv_dtype, size_t sublinear_head_bytes = 0);
 
   /// FLOPs of one token in one layer.
   Cost LayerFlops(const RowActivity& row) const;
-  /// FLOPs of the output head for one token.
-  double HeadFlops() const { return head_flops_; }
+  /// FLOPs of the output head for one token. A screening multiplies as often as the full head, at
+  /// 2 and 8 bits, so that it saves bytes and no FLOPs.
+  double HeadFlops(const HeadActivity& head) const {
+    return head_flops_ + (head.screened ? head_flops_per_row_ * head.exact : 0.0);
+  }
 
   /// Bytes of weights that one layer reads in a step, each once, when `ffn_union` neurons are
   /// needed.
@@ -52,8 +57,10 @@ class CostModel {
   double ScatteredKvBytes(const RowActivity& row) const {
     return spark_ ? kv_bytes_per_attended_ * row.attended : 0;
   }
-  /// Bytes of the output head, read once a step in which any token needs logits.
-  double HeadBytes() const { return head_bytes_; }
+  /// Bytes that the output head reads in a step for the tokens that need logits: the embedding once
+  /// where a token takes the full head; the 2-bit copy once, and for each token its exact rows,
+  /// where tokens are screened. `skipped` is what a step with the full head would read beyond that.
+  Cost HeadBytes(std::span<const HeadActivity> head) const;
 
  private:
   bool spark_;
@@ -68,7 +75,10 @@ class CostModel {
   double kv_bytes_per_visible_;
   double kv_bytes_per_attended_;
   double head_flops_;
+  double head_flops_per_row_;
   double head_bytes_;
+  double head_bytes_per_row_;
+  double sublinear_head_bytes_;
 };
 
 }  // namespace firesteel

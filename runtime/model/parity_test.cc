@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <iterator>
 #include <sstream>
@@ -218,6 +219,60 @@ TEST_P(ParityTest, GreedyContinuations) {
   std::cout << GetParam() << ": " << equal << " of " << compared << " continuations equal\n";
   EXPECT_GE(compared, 5u);
   EXPECT_GE(static_cast<double>(equal), 0.9 * static_cast<double>(compared));
+}
+
+// The head that reads a 2-bit copy gives the same tokens, and the largest logits to the bit.
+TEST_P(ParityTest, SublinearHeadContinuesAlike) {
+  Transformer screened(weights_, ComputeType::kF32, kernels::DType::kF32, &pool_, context(), 1,
+                       SublinearHeadOptions());
+  double candidates = 0;
+  size_t steps = 0, most = 0;
+  for (const GoldenPrompt& prompt : goldens_.prompts) {
+    for (const uint32_t top_k : {1u, 40u}) {
+      if (top_k > 1 && &prompt != &goldens_.prompts[0]) continue;
+      const KvLease lease = Lease(), other_lease = Lease();
+      std::vector<int32_t> ids = prompt.ids;
+      size_t computed = 0;
+      for (size_t i = 0; i < 64 && ids.size() < context(); ++i) {
+        SequenceSlice slice{std::span(ids).subspan(computed), computed, lease.blocks(),
+                            LogitRows::kLast, top_k};
+        transformer_->Forward({&slice, 1});
+        slice.kv_blocks = other_lease.blocks();
+        screened.Forward({&slice, 1});
+        computed = ids.size();
+        const auto all = transformer_->logits(0);
+        const LogitCandidates some = screened.candidates(0);
+        ASSERT_EQ(some.ids.empty(), config().vocab_size <= top_k + 16);
+        const size_t token =
+            static_cast<size_t>(std::max_element(all.begin(), all.end()) - all.begin());
+        if (!some.ids.empty()) {
+          const size_t best = static_cast<size_t>(
+              std::max_element(some.logits.begin(), some.logits.end()) - some.logits.begin());
+          ASSERT_EQ(some.ids[best], token) << prompt.name << ", token " << i;
+          std::vector<float> sorted(all.begin(), all.end());
+          std::nth_element(sorted.begin(), sorted.begin() + (top_k - 1), sorted.end(),
+                           std::greater<>());
+          size_t found = 0, wanted = 0;
+          for (const float logit : all) wanted += logit >= sorted[top_k - 1];
+          for (size_t j = 0; j < some.ids.size(); ++j) {
+            ASSERT_EQ(some.logits[j], all[some.ids[j]]);
+            found += some.logits[j] >= sorted[top_k - 1];
+          }
+          ASSERT_EQ(found, wanted) << prompt.name << ", token " << i << ", top " << top_k;
+          if (top_k == 1) {
+            candidates += static_cast<double>(some.ids.size());
+            most = std::max(most, some.ids.size());
+            ++steps;
+          }
+        }
+        ids.push_back(static_cast<int32_t>(token));
+      }
+    }
+  }
+  if (steps == 0) return;
+  std::cout << GetParam() << ": " << candidates / static_cast<double>(steps) << " candidates of "
+            << config().vocab_size << " a greedy step, at most " << most << ", in " << steps
+            << " steps\n";
 }
 
 TEST_P(ParityTest, PrefillChunksGiveTheSameBits) {

@@ -61,7 +61,8 @@ struct Transformer::WorkerScratch {
 };
 
 Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
-                         DType kv_dtype, WorkerPool* pool, size_t max_rows, size_t max_logit_rows)
+                         DType kv_dtype, WorkerPool* pool, size_t max_rows, size_t max_logit_rows,
+                         const std::optional<SublinearHeadOptions>& head)
     : weights_(std::move(weights)),
       config_(weights_->config),
       compute_(compute),
@@ -82,6 +83,10 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
 
   rows_.reserve(max_rows);
   head_rows_.reserve(max_logit_rows);
+  head_top_k_.reserve(max_logit_rows);
+  head_slots_.reserve(max_logit_rows);
+  screened_top_k_.reserve(max_logit_rows);
+  head_activity_.reserve(max_logit_rows);
   residual_ = Matrix(max_rows, d, DType::kF32);
   normed_ = MakeInput(max_rows, d);
   qkv_ = Matrix(max_rows, qkv, DType::kF32);
@@ -91,6 +96,11 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
   up_ = Matrix(max_rows, f, DType::kF32);
   head_input_ = MakeInput(max_logit_rows, d);
   logits_ = Matrix(max_logit_rows, config_.vocab_size, DType::kF32);
+  if (head.has_value()) {
+    head_ = std::make_unique<SublinearHead>(weights_->embedding, config_.final_logit_softcapping,
+                                            pool, max_logit_rows, *head);
+    exact_inputs_.resize(max_logit_rows * d);
+  }
   kept_.resize(max_rows * config_.num_heads);
   layer_activity_.resize(config_.num_layers);
   row_activity_.resize(config_.num_layers * max_rows);
@@ -179,20 +189,43 @@ void Transformer::EndPhase(Worker& worker, Phase phase) {
   phase_start_ = now;
 }
 
-std::span<float> Transformer::logits(size_t i) { return {RowOf(logits_, i), config_.vocab_size}; }
+std::span<float> Transformer::logits(size_t i) {
+  const size_t slot = head_slots_[i];
+  if (slot >= num_full_slots_) return {};
+  return {RowOf(logits_, slot), config_.vocab_size};
+}
+
+LogitCandidates Transformer::candidates(size_t i) const {
+  const size_t slot = head_slots_[i];
+  if (slot < num_full_slots_) return {};
+  const auto ids = head_->ids(slot - num_full_slots_);
+  return {ids, {logits_.view().Row<float>(slot), ids.size()}};
+}
 
 void Transformer::ListRows(std::span<const SequenceSlice> batch) {
   rows_.clear();
   head_rows_.clear();
+  head_top_k_.clear();
   for (const SequenceSlice& slice : batch) {
     for (size_t i = 0; i < slice.tokens.size(); ++i) {
       const bool last = i + 1 == slice.tokens.size();
       if (slice.logits == LogitRows::kAll || (slice.logits == LogitRows::kLast && last)) {
         head_rows_.push_back(rows_.size());
+        head_top_k_.push_back(head_ != nullptr && head_->Takes(slice.top_k) ? slice.top_k : 0);
       }
       rows_.push_back({slice.tokens[i], slice.position + i, slice.kv_blocks.data()});
     }
   }
+  head_slots_.resize(head_rows_.size());
+  screened_top_k_.clear();
+  num_full_slots_ = static_cast<size_t>(std::count(head_top_k_.begin(), head_top_k_.end(), 0u));
+  size_t full = 0;
+  for (size_t i = 0; i < head_rows_.size(); ++i) {
+    const bool screened = head_top_k_[i] > 0;
+    head_slots_[i] = screened ? num_full_slots_ + screened_top_k_.size() : full++;
+    if (screened) screened_top_k_.push_back(head_top_k_[i]);
+  }
+  head_activity_.assign(head_rows_.size(), HeadActivity());
   for (size_t layer = 0; layer < config_.num_layers; ++layer) {
     const std::span<RowActivity> rows(&row_activity_[layer * rows_.size()], rows_.size());
     for (size_t row = 0; row < rows_.size(); ++row) {
@@ -512,23 +545,79 @@ void Transformer::DenseFeedForward(Worker& worker, size_t layer) {
   Project(worker, hidden_, w.down_proj, projected_);
 }
 
-// logits = softcap(embedding · final_norm(x)) of the rows that want them.
+// logits = softcap(embedding · final_norm(x)) of the rows that want them. Which head a row takes is
+// its own affair, so that no other row of the step can change what it gets.
 void Transformer::OutputHead(Worker& worker) {
   const IndexRange wanted = worker.Share(head_rows_.size());
-  for (size_t i = wanted.begin; i < wanted.end; ++i) {
-    std::memcpy(RowOf(head_input_.f32, i), RowOf(normed_.f32, head_rows_[i]),
-                config_.hidden_size * sizeof(float));
-    RoundRow(head_input_, i, head_rows_.size());
-  }
+  for (size_t i = wanted.begin; i < wanted.end; ++i) PutHeadInput(i);
   worker.Barrier();
-  const IndexRange share = worker.Share(config_.vocab_size, kRowGrain);
-  Multiply(worker, head_input_, head_rows_.size(), weights_->embedding, share, logits_);
-  const float cap = static_cast<float>(config_.final_logit_softcapping);
-  if (cap == 0.0f) return;
-  for (size_t i = 0; i < head_rows_.size(); ++i) {
-    float* const row = RowOf(logits_, i) + share.begin;
-    kernels::ScaleSoftCap(row, 1.0f, cap, share.end - share.begin, row);
+  if (num_full_slots_ > 0) {
+    const IndexRange share = worker.Share(config_.vocab_size, kRowGrain);
+    Multiply(worker, head_input_, num_full_slots_, weights_->embedding, share, logits_);
+    const float cap = static_cast<float>(config_.final_logit_softcapping);
+    for (size_t i = 0; cap != 0.0f && i < num_full_slots_; ++i) {
+      float* const row = RowOf(logits_, i) + share.begin;
+      kernels::ScaleSoftCap(row, 1.0f, cap, share.end - share.begin, row);
+    }
   }
+  if (screened_top_k_.empty()) return;
+  const TypedView logits = logits_.view();
+  head_->Run(worker, screened_top_k_,
+             {RowOf(logits_, num_full_slots_), screened_top_k_.size(), logits.cols, logits.stride},
+             [this](size_t row, const uint32_t* ids, size_t begin, size_t end, float* out) {
+               ExactLogits(num_full_slots_ + row, ids, begin, end, out);
+             });
+  if (worker.index() != 0) return;
+  for (size_t i = 0; i < head_rows_.size(); ++i) {
+    if (head_slots_[i] < num_full_slots_) continue;
+    const size_t exact = head_->num_exact(head_slots_[i] - num_full_slots_);
+    head_activity_[i] = {.screened = true, .exact = static_cast<uint32_t>(exact)};
+  }
+}
+
+// The i-th row that wants logits, rounded, to its place in head_input_ and to the sublinear head.
+void Transformer::PutHeadInput(size_t i) {
+  const size_t d = config_.hidden_size;
+  const size_t slot = head_slots_[i];
+  std::memcpy(RowOf(head_input_.f32, slot), RowOf(normed_.f32, head_rows_[i]), d * sizeof(float));
+  // Only the full head multiplies all of its rows at once.
+  RoundRow(head_input_, slot, slot < num_full_slots_ ? num_full_slots_ : 1);
+  if (slot < num_full_slots_) return;
+  // Estimates are of what the exact head multiplies: the rounded input.
+  float* const exact = &exact_inputs_[slot * d];
+  switch (compute_) {
+    case ComputeType::kF32:
+      std::memcpy(exact, RowOf(head_input_.f32, slot), d * sizeof(float));
+      break;
+    case ComputeType::kBF16:
+      kernels::Dequantize(head_input_.bf16.view(), slot, 0, d, exact);
+      break;
+    case ComputeType::kInteger: {
+      const kernels::QuantizedRows x = head_input_.integer.view();
+      const bool fine = weights_->embedding.dtype() == DType::kI8;  // 4 bits take `high` alone
+      for (size_t k = 0; k < d; ++k) {
+        const int high = x.High(slot)[k], low = x.Low(slot)[k];
+        exact[k] = x.scales[slot] * static_cast<float>(256 * high + (fine ? low : 0));
+      }
+      break;
+    }
+  }
+  head_->SetInput(slot - num_full_slots_, exact);
+}
+
+// out[j] = the logit of ids[j] for a row of head_input_, j in [begin, end).
+void Transformer::ExactLogits(size_t slot, const uint32_t* ids, size_t begin, size_t end,
+                              float* out) {
+  if (begin == end) return;
+  if (compute_ == ComputeType::kInteger) {
+    kernels::QuantizedMaskedMatVec(head_input_.integer.view().From(slot, 1),
+                                   weights_->embedding.view(), ids, begin, end, out);
+  } else {
+    kernels::MaskedMatVec(View(head_input_, slot, 1, 0, config_.hidden_size),
+                          weights_->embedding.view(), ids, begin, end, out);
+  }
+  const float cap = static_cast<float>(config_.final_logit_softcapping);
+  if (cap != 0.0f) kernels::ScaleSoftCap(out + begin, 1.0f, cap, end - begin, out + begin);
 }
 
 void Transformer::NormRow(size_t row, const std::vector<float>& norm, Block next) {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/quantized_input.h"
 #include "runtime/model/rope_table.h"
+#include "runtime/model/sublinear_head.h"
 #include "runtime/threading/worker_pool.h"
 
 namespace firesteel {
@@ -32,6 +34,14 @@ struct SequenceSlice {
   size_t position = 0;                    // of tokens[0]; all before it are in the cache
   std::span<std::byte* const> kv_blocks;  // of the sequence, with room for all its positions
   LogitRows logits = LogitRows::kLast;
+  /// How many of the largest logits are enough for each row that wants logits; 0: all of them.
+  uint32_t top_k = 0;
+};
+
+/// The logits of some tokens, exactly as the full head gives them.
+struct LogitCandidates {
+  std::span<const uint32_t> ids;  // rising
+  std::span<const float> logits;  // of ids
 };
 
 /// Parts of a step, by what a layer does, for measurements.
@@ -52,14 +62,18 @@ inline constexpr size_t kNumPhases = 8;
 ///
 /// The bits of a row's logits depend on the row's sequence (tokens and positions up to it), the
 /// weights, the compute type, the cache's type and the SIMD target only: not on the other slices,
-/// the chunking, or the number of threads. One caller at a time.
+/// the chunking, or the number of threads. Nor does it depend on those whether a row has logits or
+/// candidates. One caller at a time.
 class Transformer {
  public:
   /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. The cache
   /// that Forward is given is of `kv_dtype`. `pool` outlives this. `compute` is kInteger exactly
-  /// where the weights are quantized, and kBF16 needs bf16 weights.
+  /// where the weights are quantized, and kBF16 needs bf16 weights. With `head`, rows whose `top_k`
+  /// is small get candidates from a sublinear head, which takes a quarter of a byte more memory for
+  /// each weight of the embedding.
   Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
-              kernels::DType kv_dtype, WorkerPool* pool, size_t max_rows, size_t max_logit_rows);
+              kernels::DType kv_dtype, WorkerPool* pool, size_t max_rows, size_t max_logit_rows,
+              const std::optional<SublinearHeadOptions>& head = std::nullopt);
   ~Transformer();
 
   /// Runs all slices as one batch and writes their keys and values to the cache. Slices are of
@@ -67,9 +81,18 @@ class Transformer {
   void Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe = nullptr);
 
   /// Of the last Forward: logits [vocab_size] of the i-th row that wanted them, in the order of the
-  /// batch.
+  /// batch. Empty where it has candidates instead.
   std::span<float> logits(size_t i);
+  /// Of the last Forward: the candidates of the i-th row that wanted logits, among them its top_k
+  /// largest logits and all that equal the last of those, but for a probability of top_k · 10⁻⁹
+  /// (sublinear_head.h). Empty where it has all logits: without a sublinear head, for top_k 0 or
+  /// above SublinearHead::kMaxTopK, and in vocabularies that are no larger than that.
+  LogitCandidates candidates(size_t i) const;
   size_t num_logit_rows() const { return head_rows_.size(); }
+  /// Of the last Forward, one entry a row that wanted logits.
+  std::span<const HeadActivity> head_activity() const { return head_activity_; }
+  /// Bytes of the sublinear head's copy of the embedding; 0 without one.
+  size_t sublinear_head_bytes() const { return head_ != nullptr ? head_->bytes() : 0; }
 
   /// Of the last Forward, one entry a layer; rows in the order of the batch. Valid until the next
   /// one.
@@ -110,6 +133,8 @@ class Transformer {
   void SparseFeedForward(Worker& worker, size_t layer);
   void DenseFeedForward(Worker& worker, size_t layer);
   void OutputHead(Worker& worker);
+  void PutHeadInput(size_t i);
+  void ExactLogits(size_t slot, const uint32_t* ids, size_t begin, size_t end, float* out);
 
   // What one row needs inside those steps.
   void NormRow(size_t row, const std::vector<float>& norm, Block next);
@@ -150,7 +175,12 @@ class Transformer {
 
   // The step under way.
   std::vector<Row> rows_;
-  std::vector<size_t> head_rows_;  // rows that want logits
+  std::vector<size_t> head_rows_;     // rows that want logits
+  std::vector<uint32_t> head_top_k_;  // [head_rows_]
+  std::vector<size_t> head_slots_;    // [head_rows_]: rows of head_input_ and logits_, those that
+                                      // take all logits first
+  size_t num_full_slots_ = 0;
+  std::vector<uint32_t> screened_top_k_;  // of the other slots
   ActivityProbe* probe_ = nullptr;
 
   // Buffers. R = max_rows.
@@ -169,10 +199,13 @@ class Transformer {
   std::vector<uint32_t> num_active_;  // [R]
   Matrix shard_sums_;                 // Spark: [few rows · shards or R, d]
   std::atomic<size_t> next_shard_{0};
-  std::vector<uint8_t> needed_;  // [F]: 1 where a row of the step needs the neuron
-  DenseInput head_input_;        // [max_logit_rows, d]
-  Matrix logits_;                // [max_logit_rows, vocab]
-  std::vector<uint32_t> kept_;   // [R, H]
+  std::vector<uint8_t> needed_;          // [F]: 1 where a row of the step needs the neuron
+  DenseInput head_input_;                // [max_logit_rows, d]
+  Matrix logits_;                        // [max_logit_rows, vocab]
+  std::unique_ptr<SublinearHead> head_;  // null: all logits always
+  std::vector<float> exact_inputs_;      // [max_logit_rows, d], with a sublinear head
+  std::vector<HeadActivity> head_activity_;
+  std::vector<uint32_t> kept_;  // [R, H]
   std::vector<WorkerScratch> scratch_;
 
   std::array<double, kNumPhases> phase_seconds_{};

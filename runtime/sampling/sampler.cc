@@ -24,10 +24,35 @@ double CounterUniform(uint64_t seed, uint64_t sequence, uint64_t position) {
   return static_cast<double>(bits >> 11) * 0x1.0p-53;
 }
 
+uint32_t LargestLogitsNeeded(const SamplingParams& params) {
+  return params.temperature == 0.0f ? 1 : params.top_k;
+}
+
 absl::StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const SamplingParams& params,
                                         uint64_t sequence, uint64_t position,
                                         std::span<const int32_t> forbidden) {
-  CollectCandidates(logits, forbidden);
+  candidates_.clear();
+  candidates_.reserve(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    AddCandidate(static_cast<int32_t>(i), logits[i], forbidden);
+  }
+  return SampleCandidates(params, sequence, position);
+}
+
+absl::StatusOr<int32_t> Sampler::Sample(std::span<const uint32_t> ids,
+                                        std::span<const float> logits, const SamplingParams& params,
+                                        uint64_t sequence, uint64_t position,
+                                        std::span<const int32_t> forbidden) {
+  candidates_.clear();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    AddCandidate(static_cast<int32_t>(ids[i]), logits[i], forbidden);
+  }
+  return SampleCandidates(params, sequence, position);
+}
+
+// Of candidates in the order of tokens.
+absl::StatusOr<int32_t> Sampler::SampleCandidates(const SamplingParams& params, uint64_t sequence,
+                                                  uint64_t position) {
   if (candidates_.empty()) {
     return absl::InternalError("no token can be drawn: the model gave no finite logit");
   }
@@ -41,22 +66,21 @@ absl::StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const Sam
   return Draw(CounterUniform(params.seed, sequence, position));
 }
 
-// In the order of tokens. +∞ would make every other weight NaN, so it counts as unusable too.
-void Sampler::CollectCandidates(std::span<const float> logits, std::span<const int32_t> forbidden) {
-  candidates_.clear();
-  candidates_.reserve(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const int32_t token = static_cast<int32_t>(i);
-    if (!std::isfinite(logits[i])) continue;
-    if (std::find(forbidden.begin(), forbidden.end(), token) != forbidden.end()) continue;
-    candidates_.push_back({logits[i], token});
-  }
+// +∞ would make every other weight NaN, so it counts as unusable too.
+void Sampler::AddCandidate(int32_t token, float logit, std::span<const int32_t> forbidden) {
+  if (!std::isfinite(logit)) return;
+  if (std::find(forbidden.begin(), forbidden.end(), token) != forbidden.end()) return;
+  candidates_.push_back({logit, token});
 }
 
 void Sampler::KeepTopK(uint32_t top_k) {
-  if (top_k >= candidates_.size()) return;
-  std::nth_element(candidates_.begin(), candidates_.begin() + top_k, candidates_.end(), Before);
-  candidates_.resize(top_k);
+  if (top_k > candidates_.size()) return;
+  if (top_k < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + top_k, candidates_.end(), Before);
+    candidates_.resize(top_k);
+  }
+  // Also where nothing had to go: the order decides which number draws which token, and lists that
+  // were cut elsewhere must draw alike.
   std::sort(candidates_.begin(), candidates_.end(), Before);
 }
 

@@ -22,6 +22,10 @@ struct SamplingParams {
   uint64_t seed = 0;
 };
 
+/// How many of the largest logits decide what is drawn: 1 for greedy, top_k where that is set
+/// (top_p and min_p choose among those), 0 where all of them count.
+uint32_t LargestLogitsNeeded(const SamplingParams& params);
+
 /// A uniform number in [0, 1) that depends on its arguments only, so that neither batching nor
 /// order of arrival changes what a sequence draws. Rounds of the splitmix64 finaliser (Steele et
 /// al., OOPSLA 2014).
@@ -38,6 +42,13 @@ class Sampler {
                                  uint64_t sequence, uint64_t position,
                                  std::span<const int32_t> forbidden = {});
 
+  /// The same token from some of the logits: `ids` [n], rising, and their logits [n]. They hold the
+  /// n ≥ LargestLogitsNeeded(params) + forbidden.size() largest and all that equal
+  /// the last of those, or the whole vocabulary.
+  absl::StatusOr<int32_t> Sample(std::span<const uint32_t> ids, std::span<const float> logits,
+                                 const SamplingParams& params, uint64_t sequence, uint64_t position,
+                                 std::span<const int32_t> forbidden = {});
+
  private:
   struct Candidate {
     float logit;
@@ -47,7 +58,9 @@ class Sampler {
   static bool Before(const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
   }
-  void CollectCandidates(std::span<const float> logits, std::span<const int32_t> forbidden);
+  void AddCandidate(int32_t token, float logit, std::span<const int32_t> forbidden);
+  absl::StatusOr<int32_t> SampleCandidates(const SamplingParams& params, uint64_t sequence,
+                                           uint64_t position);
   void KeepTopK(uint32_t top_k);
   void Weigh(float temperature);
   void KeepTopP(float top_p);

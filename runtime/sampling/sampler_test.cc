@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
+#include <random>
+#include <span>
 #include <vector>
 
 namespace firesteel {
@@ -113,6 +117,57 @@ TEST(Sampler, FiltersApplyInOrder) {
   // top_k = 3 leaves 0.4, 0.25, 0.2 (of 0.85); top_p = 0.7 of that needs 0.595: the first two.
   const auto counts = Count(Logs(kP), {.top_k = 3, .top_p = 0.7f, .seed = 2}, kDraws);
   EXPECT_LT(ChiSquare(counts, Normalized({0, 0.4, 0, 0.25, 0}), kDraws), kChiLimit);
+}
+
+TEST(Sampler, CandidatesDrawWhatAllLogitsDraw) {
+  std::mt19937 random(1);
+  const auto below = [&](uint32_t n) { return static_cast<uint32_t>(random() % n); };
+  Sampler sampler;
+  int differ_without_the_first = 0;
+  for (int round = 0; round < 5000; ++round) {
+    const size_t vocab = 130 + below(300);
+    std::normal_distribution<float> normal(0.0f, 2.0f);
+    std::vector<float> logits(vocab);
+    // Every other round in steps of a half, so that many logits are equal.
+    for (float& v : logits) {
+      v = round % 2 == 0 ? normal(random) : std::round(2 * normal(random)) / 2;
+    }
+    SamplingParams params{.temperature = below(3) == 0 ? 0.0f : 0.2f + 0.1f * below(20),
+                          .top_k = 1 + below(100),
+                          .top_p = below(2) == 0 ? 1.0f : 0.05f * (1 + below(19)),
+                          .min_p = below(3) == 0 ? 0.05f * below(10) : 0.0f,
+                          .seed = random()};
+    std::vector<int32_t> forbidden;
+    for (uint32_t i = below(3); i > 0; --i) {
+      const auto top = std::max_element(logits.begin(), logits.end()) - logits.begin();
+      forbidden.push_back(static_cast<int32_t>(i == 1 ? top : below(vocab)));
+    }
+    ASSERT_EQ(LargestLogitsNeeded(params), params.temperature == 0.0f ? 1 : params.top_k);
+    const size_t needed = LargestLogitsNeeded(params) + forbidden.size();
+    std::vector<float> sorted = logits;
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    const size_t more = below(2) == 0 ? 0 : below(static_cast<uint32_t>(vocab - needed));
+    std::vector<uint32_t> ids;
+    std::vector<float> some;
+    for (size_t i = 0; i < vocab; ++i) {
+      if (logits[i] < sorted[needed - 1 + more]) continue;
+      ids.push_back(static_cast<uint32_t>(i));
+      some.push_back(logits[i]);
+    }
+    const auto expected = sampler.Sample(logits, params, 0, 9, forbidden);
+    ASSERT_TRUE(expected.ok());
+    ASSERT_EQ(*sampler.Sample(ids, some, params, 0, 9, forbidden), *expected) << round;
+    // The comparison can fail: without the most probable one, others are drawn.
+    const auto top = std::max_element(some.begin(), some.end()) - some.begin();
+    some[static_cast<size_t>(top)] = kNaN;
+    const auto other = sampler.Sample(ids, some, params, 0, 9, forbidden);
+    if (!other.ok() || *other != *expected) ++differ_without_the_first;
+  }
+  EXPECT_GT(differ_without_the_first, 1000);
+  EXPECT_EQ(LargestLogitsNeeded({}), 0u);
+  EXPECT_EQ(LargestLogitsNeeded({.temperature = 0.0f, .top_k = 7}), 1u);
+  EXPECT_FALSE(
+      sampler.Sample(std::span<const uint32_t>(), std::span<const float>(), {}, 0, 0).ok());
 }
 
 TEST(CounterUniform, DependsOnEachArgumentAndIsUniform) {

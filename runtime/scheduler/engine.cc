@@ -96,7 +96,6 @@ class EngineImpl final : public Engine {
   const std::shared_ptr<const Tokenizer> tokenizer_;
   const ComputeType compute_;
   const EngineOptions options_;
-  const CostModel cost_;
   WorkerPool* const pool_;
   EngineObserver* const observer_;
 
@@ -119,6 +118,7 @@ class EngineImpl final : public Engine {
   // Owned by the engine's thread.
   const std::unique_ptr<KvBlockPool> kv_pool_;
   Transformer transformer_;
+  const CostModel cost_;
   ChunkBudget chunk_budget_;
   std::map<WaitingView, Owned, AdmissionOrder> waiting_;
   std::vector<Owned> running_;  // in the order of admission
@@ -141,13 +141,14 @@ EngineImpl::EngineImpl(std::shared_ptr<const ModelWeights> weights,
       tokenizer_(std::move(tokenizer)),
       compute_(compute),
       options_(options),
-      cost_(*weights_, options.kv_dtype),
       pool_(pool),
       observer_(observer),
       last_progress_(options.clock->Now()),
       kv_pool_(std::move(kv_pool)),
       transformer_(weights_, compute, options.kv_dtype, pool, options.max_batch_tokens,
-                   options.max_batch_size),
+                   options.max_batch_size,
+                   *options.sublinear_head ? std::optional(SublinearHeadOptions()) : std::nullopt),
+      cost_(*weights_, options.kv_dtype, transformer_.sublinear_head_bytes()),
       chunk_budget_(options.target_itl, options.max_batch_tokens),
       samplers_(pool->num_threads()),
       thread_([this] { Loop(); }) {}
@@ -390,10 +391,14 @@ void EngineImpl::RunStep(const StepPlan& plan) {
   size_t logit_row = 0;
   for (StepSlice& slice : step_) {
     slice.samples = slice.sequence->Advance(slice.tokens);
-    if (slice.samples) slice.logit_row = logit_row++;
+    const HeadActivity* head = nullptr;
+    if (slice.samples) {
+      slice.logit_row = logit_row++;
+      head = &transformer_.head_activity()[slice.logit_row];
+    }
     for (uint32_t i = 0; i < slice.tokens; ++i, ++row) {
       slice.sequence->AddActivity(transformer_.activity(), row, cost_,
-                                  slice.samples && i + 1 == slice.tokens);
+                                  i + 1 == slice.tokens ? head : nullptr);
     }
   }
   SampleTokens();
@@ -427,9 +432,17 @@ void EngineImpl::SampleTokens() {
     for (size_t i = worker.index(); i < step_.size(); i += worker.team_size()) {
       StepSlice& slice = step_[i];
       if (!slice.samples) continue;
-      slice.token = samplers_[worker.index()].Sample(
-          transformer_.logits(slice.logit_row), slice.sequence->request().sampling,
-          /*sequence=*/0, slice.sequence->next_position(), slice.sequence->forbidden_tokens());
+      Sampler& sampler = samplers_[worker.index()];
+      const SamplingParams& params = slice.sequence->request().sampling;
+      const uint64_t position = slice.sequence->next_position();
+      const auto forbidden = slice.sequence->forbidden_tokens();
+      if (const LogitCandidates some = transformer_.candidates(slice.logit_row);
+          !some.ids.empty()) {
+        slice.token = sampler.Sample(some.ids, some.logits, params, 0, position, forbidden);
+      } else {
+        slice.token = sampler.Sample(transformer_.logits(slice.logit_row), params, /*sequence=*/0,
+                                     position, forbidden);
+      }
     }
   });
 }
@@ -449,9 +462,11 @@ void EngineImpl::Report(absl::Duration duration) {
   report.inter_token_latencies = inter_token_latencies_;
   report.times_to_first_token = times_to_first_token_;
 
-  const double head_rows = static_cast<double>(transformer_.num_logit_rows());
-  Cost flops{.performed = head_rows * cost_.HeadFlops(), .skipped = 0};
-  Cost bytes{.performed = head_rows > 0 ? cost_.HeadBytes() : 0, .skipped = 0};
+  Cost flops;
+  for (const HeadActivity& head : transformer_.head_activity()) {
+    flops.performed += cost_.HeadFlops(head);
+  }
+  Cost bytes = cost_.HeadBytes(transformer_.head_activity());
   for (const LayerActivity& layer : report.layers) {
     for (const RowActivity& row : layer.rows) flops += cost_.LayerFlops(row);
     bytes += cost_.LayerBytes(layer.ffn_union);
@@ -562,6 +577,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
   if (resolved.kv_cache_bytes == 0) {
     resolved.kv_cache_bytes =
         DefaultKvCacheBytes(weights->config, options.kv_dtype, options.max_batch_size);
+  }
+  if (!resolved.sublinear_head.has_value()) {
+    resolved.sublinear_head = weights->embedding.bytes() > kSublinearHeadBytes;
   }
   auto kv_pool = KvBlockPool::Create(weights->config, resolved.kv_dtype, resolved.kv_cache_bytes);
   if (!kv_pool.ok()) return kv_pool.status();

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -35,8 +36,15 @@ struct EngineOptions {
   /// Steps in which sequences decode should not take longer: prefill chunks shrink to that end.
   /// Zero: no target.
   absl::Duration target_itl = absl::ZeroDuration();
+  /// Whether tokens that the largest logits decide (greedy, top-k up to SublinearHead::kMaxTopK)
+  /// take an output head that reads a 2-bit copy of the embedding. Unset: where the embedding is
+  /// larger than kSublinearHeadBytes.
+  std::optional<bool> sublinear_head;
   const Clock* clock = Clock::Real();  // outlives the engine
 };
+
+/// Smaller embeddings fit the caches of servers, beside which a second copy gains little.
+inline constexpr size_t kSublinearHeadBytes = size_t{64} << 20;
 
 /// A running engine. Thread-safe. Destruction stops the thread and ends what runs with kCancelled.
 class Engine {
@@ -73,7 +81,7 @@ class Engine {
   virtual EngineGauges gauges() const = 0;
   virtual const ModelWeights& weights() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;
-  virtual const EngineOptions& options() const = 0;  // with kv_cache_bytes resolved
+  virtual const EngineOptions& options() const = 0;  // all resolved
   virtual ComputeType compute_type() const = 0;
   virtual size_t kv_capacity_tokens() const = 0;
 };

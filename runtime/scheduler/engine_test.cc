@@ -43,8 +43,8 @@ ModelConfig SmallConfig() {
 // Token 7 is "<7>".
 class NumberTokenizer final : public Tokenizer {
  public:
-  NumberTokenizer() {
-    for (int i = 0; i < 97; ++i) bytes_.push_back("<" + std::to_string(i) + ">");
+  explicit NumberTokenizer(int vocab = 97) {
+    for (int i = 0; i < vocab; ++i) bytes_.push_back("<" + std::to_string(i) + ">");
   }
   absl::StatusOr<std::vector<int32_t>> EncodePrompt(absl::string_view) const override {
     return std::vector<int32_t>{2};
@@ -215,6 +215,44 @@ class EngineTest : public ::testing::Test {
   CountingObserver observer_;
   std::vector<std::unique_ptr<WorkerPool>> pools_;
 };
+
+// Which head gives the logits changes no token, whatever stands in the batch.
+TEST_F(EngineTest, SublinearHeadDrawsTheSameTokens) {
+  ModelConfig config = SmallConfig();
+  config.vocab_size = 600;
+  config.eos_token_ids = {5};
+  weights_ = MakeSyntheticWeights(config, kernels::DType::kBF16, 8);
+  tokenizer_ = std::make_shared<NumberTokenizer>(600);
+  std::vector<std::vector<int32_t>> tokens[2];
+  for (const bool on : {false, true}) {
+    auto engine = Make({.max_batch_tokens = 32, .sublinear_head = on});
+    EXPECT_EQ(engine->options().sublinear_head, on);
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (uint32_t i = 0; i < 12; ++i) {
+      GenerationRequest request = Request(i, 10 + i, 30);
+      request.sampling.temperature = i % 3 == 0 ? 0.0f : 1.5f;
+      request.sampling.top_k = std::vector<uint32_t>{0, 1, 40, 300}[i % 4];
+      request.sampling.top_p = i % 5 == 0 ? 0.7f : 1.0f;
+      request.stopping.ignore_eos = i % 2 == 0;
+      request.stopping.min_tokens = i;
+      sinks.push_back(Submit(*engine, request));
+    }
+    for (auto& sink : sinks) {
+      const GenerationResult result = sink->Wait();
+      EXPECT_NE(result.reason, FinishReason::kError) << result.status;
+      tokens[on ? 1 : 0].push_back(sink->tokens());
+    }
+  }
+  EXPECT_EQ(tokens[0], tokens[1]);
+}
+
+TEST_F(EngineTest, SublinearHeadIsForLargeEmbeddings) {
+  EXPECT_EQ(Make()->options().sublinear_head, false);
+  ModelConfig config = SmallConfig();
+  config.vocab_size = kSublinearHeadBytes / (2 * config.hidden_size) + 64;
+  weights_ = MakeSyntheticWeights(config, kernels::DType::kBF16, 8);
+  EXPECT_EQ(Make({.max_batch_size = 1, .max_batch_tokens = 1})->options().sublinear_head, true);
+}
 
 TEST_F(EngineTest, GreedyIsWhatTheModelSays) {
   auto engine = Make({.max_batch_tokens = 32});

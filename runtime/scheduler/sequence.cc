@@ -42,7 +42,15 @@ SequenceSlice Sequence::NextSlice(uint32_t tokens) const {
   slice.position = computed_;
   slice.kv_blocks = lease_.blocks();
   slice.logits = tokens >= prompt_left() ? LogitRows::kLast : LogitRows::kNone;
+  slice.top_k = NeededLogits();
   return slice;
+}
+
+// How many of the largest logits decide the next token; 0: all of them. Forbidden tokens may be
+// among the largest.
+uint32_t Sequence::NeededLogits() const {
+  const uint32_t drawn_from = LargestLogitsNeeded(request_.sampling);
+  return drawn_from == 0 ? 0 : drawn_from + static_cast<uint32_t>(forbidden_tokens().size());
 }
 
 bool Sequence::Advance(uint32_t tokens) {
@@ -51,7 +59,7 @@ bool Sequence::Advance(uint32_t tokens) {
 }
 
 void Sequence::AddActivity(std::span<const LayerActivity> activity, size_t row,
-                           const CostModel& cost, bool wanted_logits) {
+                           const CostModel& cost, const HeadActivity* head) {
   for (const LayerActivity& layer : activity) {
     const RowActivity& a = layer.rows[row];
     ffn_active_ += a.ffn_active;
@@ -60,7 +68,7 @@ void Sequence::AddActivity(std::span<const LayerActivity> activity, size_t row,
     flops_ += cost.LayerFlops(a);
   }
   layer_rows_ += static_cast<double>(activity.size());
-  if (wanted_logits) flops_.performed += cost.HeadFlops();
+  if (head != nullptr) flops_.performed += cost.HeadFlops(*head);
 }
 
 std::span<const int32_t> Sequence::forbidden_tokens() const {

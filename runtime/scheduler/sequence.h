@@ -50,9 +50,9 @@ class Sequence {
   /// `tokens` more positions were computed. True if a token is to be sampled now.
   bool Advance(uint32_t tokens);
   /// Adds what a computed row did in all layers; `activity` of the whole step, `row` its index
-  /// there.
+  /// there; `head` null where it wanted no logits.
   void AddActivity(std::span<const LayerActivity> activity, size_t row, const CostModel& cost,
-                   bool wanted_logits);
+                   const HeadActivity* head);
 
   /// Tokens that must not be sampled next: what would end the sequence before min_tokens.
   std::span<const int32_t> forbidden_tokens() const;
@@ -70,6 +70,7 @@ class Sequence {
 
  private:
   bool Ends(int32_t token) const;
+  uint32_t NeededLogits() const;
   Timings MakeTimings(absl::Time now) const;
   Sparsity MakeSparsity() const;
 

@@ -37,6 +37,7 @@ struct Options {
   std::vector<size_t> batch = {1, 8};
   std::vector<size_t> context = {32};
   std::vector<size_t> prompt = {64, 512};
+  std::string head = "off";
   size_t decode = 64;
   size_t chunk = 256;
   size_t repeat = 5;
@@ -152,9 +153,10 @@ absl::StatusOr<Report> Run(const Options& options) {
   std::vector<std::unique_ptr<Subject>> subjects;  // [threads][model]
   for (size_t threads : options.threads) {
     for (const Model& model : *models) {
-      subjects.push_back(std::make_unique<Subject>(
-          model.weights, compute, kv_dtype, threads, options.chunk,
-          std::max<size_t>(1, Largest(options.batch)), max_tokens, model.trained));
+      subjects.push_back(
+          std::make_unique<Subject>(model.weights, compute, kv_dtype, threads, options.chunk,
+                                    std::max<size_t>(1, Largest(options.batch)), max_tokens,
+                                    model.trained, options.head == "on"));
     }
   }
   const std::vector<Setting> settings = ListSettings(options);
@@ -210,6 +212,10 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--kv", options.kv, "KV cache; auto: f32 with --compute f32, bf16 otherwise")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--sublinear-head", options.head,
+                 "on: decode greedily with the head that reads a 2-bit copy of the embedding")
+      ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   const auto counts = [&](const char* flag, std::vector<size_t>& value, const char* help) {
     app.add_option(flag, value, help)->delimiter(',')->check(CLI::Range(1, 1 << 20));

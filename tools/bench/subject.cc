@@ -18,10 +18,10 @@ double Seconds(std::chrono::steady_clock::duration d) {
 
 Subject::Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
                  kernels::DType kv_dtype, size_t threads, size_t chunk, size_t max_batch,
-                 size_t max_tokens, bool own_text)
+                 size_t max_tokens, bool own_text, bool sublinear_head)
     : weights_(std::move(weights)),
-      cost_(*weights_, kv_dtype),
       chunk_(chunk),
+      sublinear_head_(sublinear_head),
       pool_(threads),
       max_tokens_(max_tokens),
       cache_(
@@ -29,7 +29,9 @@ Subject::Subject(std::shared_ptr<const ModelWeights> weights, ComputeType comput
                                         (max_batch + 1) * KvBlockPool::BlocksFor(max_tokens) *
                                             KvBlockPool::BytesPerBlock(weights_->config, kv_dtype)))
               .value()),
-      transformer_(weights_, compute, kv_dtype, &pool_, std::max(chunk, max_batch), max_batch),
+      transformer_(weights_, compute, kv_dtype, &pool_, std::max(chunk, max_batch), max_batch,
+                   sublinear_head ? std::optional(SublinearHeadOptions()) : std::nullopt),
+      cost_(*weights_, kv_dtype, transformer_.sublinear_head_bytes()),
       text_(own_text ? WriteText(max_tokens) : RandomText(max_tokens)) {}
 
 std::vector<int32_t> Subject::RandomText(size_t tokens) const {
@@ -54,7 +56,7 @@ std::vector<int32_t> Subject::WriteText(size_t tokens) {
 }
 
 void Subject::AddStepBytes(Sample* sample) const {
-  if (transformer_.num_logit_rows() > 0) sample->bytes_per_token += cost_.HeadBytes();
+  sample->bytes_per_token += cost_.HeadBytes(transformer_.head_activity()).performed;
   for (const LayerActivity& layer : transformer_.activity()) {
     sample->bytes_per_token += cost_.LayerBytes(layer.ffn_union).performed;
     sample->scattered_per_token += cost_.ScatteredBytes(layer.ffn_union);
@@ -69,7 +71,8 @@ void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, Sampl
   for (size_t at = 0; at < tokens; at += chunk_) {
     const size_t n = std::min(chunk_, tokens - at);
     const SequenceSlice slice{std::span(text_).subspan(at, n), at, blocks,
-                              at + n == tokens ? LogitRows::kLast : LogitRows::kNone};
+                              at + n == tokens ? LogitRows::kLast : LogitRows::kNone,
+                              sublinear_head_ ? 1u : 0u};
     transformer_.Forward({&slice, 1});
     if (sample != nullptr) AddStepBytes(sample);
   }
@@ -109,19 +112,29 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
   std::vector<int32_t> last(batch, text_[context - 1]);
   std::vector<SequenceSlice> slices(batch);
   Sampler sampler;
+  const SamplingParams greedy{.temperature = 0.0f};
+  const SamplingParams params = sublinear_head_ ? greedy : SamplingParams{.seed = 2};
   Sample sum;
   const auto before = transformer_.phase_seconds();
   double seconds = 0;
   for (size_t step = 0; step < tokens; ++step) {
     for (size_t i = 0; i < batch; ++i) {
-      slices[i] = {{&last[i], 1}, context + step, contexts_[i].lease.blocks(), LogitRows::kLast};
+      slices[i] = {{&last[i], 1},
+                   context + step,
+                   contexts_[i].lease.blocks(),
+                   LogitRows::kLast,
+                   sublinear_head_ ? 1u : 0u};
     }
     const auto start = std::chrono::steady_clock::now();
     transformer_.Forward(slices);
     seconds += Seconds(std::chrono::steady_clock::now() - start);
     AddStepBytes(&sum);
     for (size_t i = 0; i < batch; ++i) {
-      last[i] = sampler.Sample(transformer_.logits(i), {.seed = 2}, i, step).value_or(0);
+      if (const LogitCandidates some = transformer_.candidates(i); !some.ids.empty()) {
+        last[i] = sampler.Sample(some.ids, some.logits, greedy, i, step).value_or(0);
+      } else {
+        last[i] = sampler.Sample(transformer_.logits(i), params, i, step).value_or(0);
+      }
     }
   }
   return PerToken(sum, before, static_cast<double>(batch * tokens), seconds);

@@ -33,9 +33,11 @@ class Subject {
   /// Keys and values are cached in `kv_dtype`. Sequences of up to `max_tokens`, up to `max_batch`
   /// at once, prompts in chunks of `chunk` tokens. With `own_text` prompts are what the model
   /// itself writes after bos; otherwise they are random tokens (of a model with random weights
-  /// nothing better is to be had).
+  /// nothing better is to be had). With `sublinear_head`, tokens are decoded greedily and take that
+  /// head.
   Subject(std::shared_ptr<const ModelWeights> weights, ComputeType compute, kernels::DType kv_dtype,
-          size_t threads, size_t chunk, size_t max_batch, size_t max_tokens, bool own_text);
+          size_t threads, size_t chunk, size_t max_batch, size_t max_tokens, bool own_text,
+          bool sublinear_head);
 
   /// Computes a prompt of `tokens` from an empty cache, logits of the last position included.
   Sample Prefill(size_t tokens);
@@ -57,8 +59,8 @@ class Subject {
   void AddStepBytes(Sample* sample) const;
 
   const std::shared_ptr<const ModelWeights> weights_;
-  const CostModel cost_;
   const size_t chunk_;
+  const bool sublinear_head_;
   struct Context {
     KvLease lease;
     size_t filled = 0;  // positions
@@ -68,6 +70,7 @@ class Subject {
   const size_t max_tokens_;
   std::unique_ptr<KvBlockPool> cache_;
   Transformer transformer_;
+  const CostModel cost_;
   std::vector<int32_t> text_;
   std::vector<Context> contexts_;  // of sequences that decode together
 };
