@@ -111,7 +111,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
                         std::vector<size_t>(heads),
                         nullptr,
                         {}});
-    if (compute_ == ComputeType::kF32 || max_rows < kMinMatrixRows || !gemm::Available()) continue;
+    if (weights_->dtype != DType::kI8 || max_rows < kMinMatrixRows || !gemm::Available()) continue;
     if (auto gemm = gemm::Gemm::Create(); gemm.ok()) scratch_.back().gemm = *std::move(gemm);
     scratch_.back().sums.resize(2 * max_rows * kSumOutputs);
   }
