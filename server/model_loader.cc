@@ -11,6 +11,7 @@
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/packed_file.h"
 #include "runtime/checkpoint/weights.h"
+#include "runtime/gemm/gemm.h"
 #include "runtime/tokenizer/tokenizer.h"
 #include "server/logging.h"
 
@@ -65,6 +66,8 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
                               ? "shared"
                               : "copy"},
        {"compute", ComputeTypeName(*compute)},
+       {"matrix_units",
+        (*weights)->dtype == kernels::DType::kI8 ? gemm::Description() : "not used"},
        {"sublinear_head", *model.engine->options().sublinear_head ? "on" : "off"},
        {"kv_cache_type", DTypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},
