@@ -34,6 +34,8 @@ HWY_INLINE V AddRows(DF df, const Loader& load, const TW* const* HWY_RESTRICT ro
     sum = hn::MulAdd(a1, load(df, rows[1] + i), sum);
     sum = hn::MulAdd(a2, load(df, rows[2] + i), sum);
     sum = hn::MulAdd(a3, load(df, rows[3] + i), sum);
+  }
+  if constexpr (kRows > 4) {
     sum = hn::MulAdd(a4, load(df, rows[4] + i), sum);
     sum = hn::MulAdd(a5, load(df, rows[5] + i), sum);
     sum = hn::MulAdd(a6, load(df, rows[6] + i), sum);
@@ -48,10 +50,10 @@ template <size_t kRows, class DF, typename TW>
 HWY_INLINE void AddRowGroup(DF df, const float* c, const TW* const* HWY_RESTRICT rows,
                             [[maybe_unused]] const TW* const* HWY_RESTRICT ahead, size_t cols,
                             float* HWY_RESTRICT y) {
-  static_assert(kRows == 1 || kRows == kGroupRows);
+  static_assert(kRows == 1 || kRows == 4 || kRows == kGroupRows);
   using V = hn::Vec<DF>;
   const size_t lanes = hn::Lanes(df);
-  const auto at = [](size_t j) { return kRows == 1 ? 0 : j; };
+  const auto at = [](size_t j) { return j < kRows ? j : 0; };
   const V a0 = hn::Set(df, c[0]), a1 = hn::Set(df, c[at(1)]), a2 = hn::Set(df, c[at(2)]),
           a3 = hn::Set(df, c[at(3)]), a4 = hn::Set(df, c[at(4)]), a5 = hn::Set(df, c[at(5)]),
           a6 = hn::Set(df, c[at(6)]), a7 = hn::Set(df, c[at(7)]);
@@ -96,6 +98,14 @@ HWY_INLINE void AddWeightedRows(DF df, const CoefficientFn& coefficient, size_t 
     if (more) take(rows[1 - at], j + kGroupRows);
     for (size_t r = 0; r < kGroupRows; ++r) c[r] = coefficient(j + r);
     AddRowGroup<kGroupRows>(df, c, rows[at], rows[more ? 1 - at : at], cols, y);
+  }
+  if (j + 4 <= num) {
+    for (size_t r = 0; r < 4; ++r) {
+      rows[0][r] = row(j + r);
+      c[r] = coefficient(j + r);
+    }
+    AddRowGroup<4>(df, c, rows[0], rows[0], cols, y);
+    j += 4;
   }
   for (; j < num; ++j) {
     const TW* last = row(j);

@@ -34,9 +34,12 @@ constexpr size_t kMinTileRows = 3;
 // Integer sums of so many outputs at a time wait in the L2 cache to be scaled.
 constexpr size_t kSumOutputs = 256;
 
-// The neurons of a Spark FFN are cut into so many ranges. A row's contributions are added up range
-// by range, then the ranges in order: the order of additions is the row's own, whoever computes it.
-constexpr size_t kShards = 16;
+// The neurons of a Spark FFN are cut into ranges. A row's contributions are added up range by
+// range, then the ranges in order: the order of additions is the row's own, whoever computes it. A
+// range has enough active neurons to work on, and there are enough ranges to share.
+size_t NumShards(const ModelConfig& config) {
+  return std::clamp<size_t>(config.ffn_top_k / 60, 4, 16);
+}
 // Up to here the workers share the shards, each with sums of its own; beyond, they share the rows.
 constexpr size_t kFewRows = 32;
 // Rows of a step take turns over windows of neurons of about so many bytes, so that what one of
@@ -68,6 +71,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
       compute_(compute),
       pool_(pool),
       max_rows_(max_rows),
+      num_shards_(NumShards(config_)),
       tiles_(weights_->dtype == DType::kI8 && kernels::AmxAvailable()),
       attention_(AttentionShapeOf(config_, kv_dtype)),
       predictor_rope_(attention_.predictor_dim, config_.max_position_embeddings,
@@ -124,7 +128,8 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     predictor_input_ = MakeIntegers(max_rows, config_.ffn_predictor_dim);
     rest_input_ = QuantizedInput(max_rows, d - config_.ffn_predictor_dim, 0);
   }
-  shard_sums_ = Matrix(std::max(max_rows, std::min(max_rows, kFewRows) * kShards), d, DType::kF32);
+  shard_sums_ =
+      Matrix(std::max(max_rows, std::min(max_rows, kFewRows) * num_shards_), d, DType::kF32);
   excess_ = Matrix(max_rows, f + kernels::kCompactionSlack, DType::kF32);
   active_.resize(max_rows * (f + kernels::kCompactionSlack));
   num_active_.resize(max_rows);
@@ -415,7 +420,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
 
   if (worker.index() == 0) CountUnion(layer);
   if (num_rows <= kFewRows) {
-    for (size_t s = next_shard_.fetch_add(1, std::memory_order_relaxed); s < kShards;
+    for (size_t s = next_shard_.fetch_add(1, std::memory_order_relaxed); s < num_shards_;
          s = next_shard_.fetch_add(1, std::memory_order_relaxed)) {
       AddShard(layer, s, {0, num_rows}, true);
     }
@@ -423,12 +428,12 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
     for (size_t row = rows.begin; row < rows.end; ++row) {
       float* const sum = RowOf(projected_, row);
       std::memcpy(sum, ShardSum(row, 0), config_.hidden_size * sizeof(float));
-      for (size_t s = 1; s < kShards; ++s) {
+      for (size_t s = 1; s < num_shards_; ++s) {
         kernels::Add(ShardSum(row, s), config_.hidden_size, sum);
       }
     }
   } else {
-    for (size_t s = 0; s < kShards; ++s) {
+    for (size_t s = 0; s < num_shards_; ++s) {
       AddShard(layer, s, rows, false);
       for (size_t row = rows.begin; row < rows.end; ++row) {
         float* const sum = RowOf(projected_, row);
@@ -446,7 +451,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
 }
 
 float* Transformer::ShardSum(size_t row, size_t shard) {
-  return RowOf(shard_sums_, row * kShards + shard);
+  return RowOf(shard_sums_, row * num_shards_ + shard);
 }
 
 // What the neurons of a shard contribute to `rows`: to the sums of row and shard, or (own_sums
@@ -454,8 +459,8 @@ float* Transformer::ShardSum(size_t row, size_t shard) {
 void Transformer::AddShard(size_t layer, size_t shard, IndexRange rows, bool own_sums) {
   const LayerWeights& w = weights_->layers[layer];
   const size_t f = config_.intermediate_size;
-  const size_t begin = f * shard / kShards;
-  const size_t end = f * (shard + 1) / kShards;
+  const size_t begin = f * shard / num_shards_;
+  const size_t end = f * (shard + 1) / num_shards_;
   const size_t neuron_bytes = (w.up_proj.bytes() + w.down_proj.bytes()) / f;
   const size_t window =
       rows.end - rows.begin == 1 ? f : std::max<size_t>(1, kWindowBytes / (neuron_bytes + 1));

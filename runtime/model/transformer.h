@@ -166,6 +166,7 @@ class Transformer {
   const ComputeType compute_;
   WorkerPool* const pool_;
   const size_t max_rows_;
+  const size_t num_shards_;
   const bool tiles_;  // whether the CPU and the weights allow kernels/amx.h
   const kernels::AttentionShape attention_;
   const RopeTable predictor_rope_;                    // of the first predictor_dim of a head
