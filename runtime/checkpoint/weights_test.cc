@@ -373,7 +373,7 @@ TEST(WeightsTest, LoadsTheCheckpointsOfTheProject) {
 
 TEST(WeightsTest, LoadsDenseStories) {
   const char* const models = std::getenv("FIRESTEEL_TEST_MODELS");
-  if (models == nullptr) GTEST_SKIP() << "FIRESTEEL_TEST_MODELS is not set";
+  if (models == nullptr || *models == 0) GTEST_SKIP() << "FIRESTEEL_TEST_MODELS is not set";
   const auto weights = LoadWeights(std::string(models) + "/dense-stories", WeightFormat::kAuto);
   ASSERT_TRUE(weights.ok()) << weights.status();
   EXPECT_FALSE((*weights)->config.spark());
