@@ -31,8 +31,8 @@ using SumOf = std::conditional_t<sizeof(T) == 1, int32_t, float>;
 // A matrix that owns its memory, with some elements after each row that nobody may touch.
 template <typename T>
 struct Matrix {
-  Matrix(size_t rows, size_t cols, size_t padding = 0)
-      : rows(rows), cols(cols), stride(cols + padding), data(rows * stride) {}
+  Matrix(size_t num_rows, size_t num_cols, size_t padding = 0)
+      : rows(num_rows), cols(num_cols), stride(num_cols + padding), data(num_rows * stride) {}
   T& At(size_t row, size_t col) { return data[row * stride + col]; }
   const T& At(size_t row, size_t col) const { return data[row * stride + col]; }
   View<const T> Const() const { return {data.data(), rows, cols, stride}; }
@@ -190,7 +190,7 @@ TEST_F(GemmTest, BF16IsNear) {
 }
 
 TEST_F(GemmTest, Int8IsExactAtTheEndsOfItsRange) {
-  for (const auto [x_value, w_value] : {std::pair{-128, -128}, std::pair{-128, 127}}) {
+  for (const auto& [x_value, w_value] : {std::pair{-128, -128}, std::pair{-128, 127}}) {
     Matrix<int8_t> x(2, 16384);
     Matrix<int8_t> w(3, 16384);
     for (auto& v : x.data) v = static_cast<int8_t>(x_value);
