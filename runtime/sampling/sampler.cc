@@ -25,12 +25,15 @@ double CounterUniform(uint64_t seed, uint64_t sequence, uint64_t position) {
 }
 
 uint32_t LargestLogitsNeeded(const SamplingParams& params) {
+  if (params.penalizes() || !params.logit_bias.empty()) return 0;
   return params.temperature == 0.0f ? 1 : params.top_k;
 }
 
 absl::StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const SamplingParams& params,
                                         uint64_t sequence, uint64_t position,
-                                        std::span<const int32_t> forbidden) {
+                                        std::span<const int32_t> forbidden,
+                                        const TokenCounts* seen) {
+  if (LargestLogitsNeeded(params) == 0) logits = Adjust(logits, params, seen);
   candidates_.clear();
   candidates_.reserve(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -64,6 +67,25 @@ absl::StatusOr<int32_t> Sampler::SampleCandidates(const SamplingParams& params, 
   if (params.top_p < 1.0f) KeepTopP(params.top_p);
   if (params.min_p > 0.0f) KeepMinP(params.min_p);
   return Draw(CounterUniform(params.seed, sequence, position));
+}
+
+// Penalties, then biases. The repetition penalty is that of CTRL (Keskar et al., 2019), the others
+// are those of OpenAI's API.
+std::span<const float> Sampler::Adjust(std::span<const float> logits, const SamplingParams& params,
+                                       const TokenCounts* seen) {
+  if (!params.penalizes() && params.logit_bias.empty()) return logits;
+  adjusted_.assign(logits.begin(), logits.end());
+  if (params.penalizes() && seen != nullptr) {
+    for (const auto& [token, count] : *seen) {
+      float& logit = adjusted_[static_cast<size_t>(token)];
+      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+      logit -= params.presence_penalty + params.frequency_penalty * static_cast<float>(count);
+    }
+  }
+  for (const LogitBias& bias : params.logit_bias) {
+    adjusted_[static_cast<size_t>(bias.token)] += bias.bias;
+  }
+  return adjusted_;
 }
 
 // +∞ would make every other weight NaN, so it counts as unusable too.
