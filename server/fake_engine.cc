@@ -155,7 +155,14 @@ GenerationRequest FakeEngine::request(RequestHandle handle) {
 }
 
 void FakeEngine::Emit(RequestHandle handle, std::string text, std::vector<int32_t> token_ids) {
-  Post([this, handle, delta = TokenDelta{std::move(text), std::move(token_ids)}] {
+  TokenDelta delta;
+  delta.text = std::move(text);
+  delta.token_ids = std::move(token_ids);
+  Emit(handle, std::move(delta));
+}
+
+void FakeEngine::Emit(RequestHandle handle, TokenDelta delta) {
+  Post([this, handle, delta = std::move(delta)] {
     std::shared_ptr<GenerationSink> sink;
     {
       MutexLock lock(&mutex_);

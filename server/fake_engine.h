@@ -48,6 +48,7 @@ class FakeEngine final : public Engine {
   /// The `index`-th admitted request, from 0. Waits for it.
   RequestHandle WaitForRequest(size_t index);
   GenerationRequest request(RequestHandle handle);
+  void Emit(RequestHandle handle, TokenDelta delta);
   void Emit(RequestHandle handle, std::string text, std::vector<int32_t> token_ids = {});
   void Finish(RequestHandle handle, GenerationResult result);
   /// Waits until everything asked for so far has been handed to the sinks.

@@ -78,6 +78,7 @@ void GenerationCall::ScheduleIfWanted() {
 void GenerationCall::OnDelta(TokenDelta delta) {
   MutexLock lock(&mutex_);
   if (abandoned_) return;
+  if (delta.end.has_value()) stop_match_ = std::move(delta.end->stop_match);
   pending_.text += delta.text;
   if (return_token_ids_) {
     pending_.token_ids.insert(pending_.token_ids.end(), delta.token_ids.begin(),
@@ -90,6 +91,7 @@ void GenerationCall::OnFinish(GenerationResult result) {
   MutexLock lock(&mutex_);
   result_ = result;
   pending_.result = std::move(result);
+  pending_.stop_match = stop_match_;
   ScheduleIfWanted();
 }
 
@@ -139,7 +141,7 @@ void GenerationCall::FillSequence(Output output, v1::Sequence* sequence) const {
   sequence->mutable_token_ids()->Add(output.token_ids.begin(), output.token_ids.end());
   if (!output.result.has_value()) return;
   sequence->set_finish_reason(ToProto(output.result->reason));
-  sequence->set_stop_match(std::move(output.result->stop_match));
+  sequence->set_stop_match(std::move(output.stop_match));
 }
 
 void GenerationCall::WriteLogLine() const {

@@ -57,6 +57,7 @@ class GenerationCall : public GenerationSink,
     std::string text;
     std::vector<int32_t> token_ids;
     std::optional<GenerationResult> result;  // set where nothing follows
+    std::string stop_match;                  // beside a result
   };
 
   /// Checks, translates and submits. On success the sink's methods may have been called before it
@@ -107,6 +108,7 @@ class GenerationCall : public GenerationSink,
   void ScheduleIfWanted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   std::optional<Engine::RequestHandle> handle_ ABSL_GUARDED_BY(mutex_);
+  std::string stop_match_ ABSL_GUARDED_BY(mutex_);                  // of the one sequence
   std::optional<GenerationResult> result_ ABSL_GUARDED_BY(mutex_);  // for the log line
   absl::Status final_status_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<GenerationCall> self_;  // from Open to Close

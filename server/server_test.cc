@@ -212,9 +212,10 @@ TEST_F(ServerTest, StopMatchComesOut) {
   v1::GenerateResponse response;
   auto call = std::async(std::launch::async, [&] { return Generate(Request(), &response); });
   const auto handle = alpha_->WaitForRequest(0);
-  GenerationResult result = FakeResult(FinishReason::kStop);
-  result.stop_match = "END";
-  alpha_->Finish(handle, result);
+  TokenDelta last;
+  last.end = SequenceEnd{FinishReason::kStop, "END"};
+  alpha_->Emit(handle, last);
+  alpha_->Finish(handle, FakeResult(FinishReason::kStop));
   ASSERT_TRUE(call.get().ok());
   EXPECT_EQ(response.sequences(0).finish_reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(response.sequences(0).stop_match(), "END");

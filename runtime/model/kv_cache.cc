@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -37,6 +38,12 @@ KvLease::~KvLease() {
   if (pool_ != nullptr) pool_->free_.insert(pool_->free_.end(), blocks_.begin(), blocks_.end());
 }
 
+void KvLease::CopyFrom(const KvLease& other, size_t tokens) {
+  for (size_t i = 0; i < KvBlockPool::BlocksFor(tokens); ++i) {
+    std::memcpy(blocks_[i], other.blocks_[i], pool_->block_bytes_);
+  }
+}
+
 size_t KvBlockPool::BytesPerBlock(const ModelConfig& config, kernels::DType kv_dtype) {
   return config.num_layers * config.num_kv_heads * AttentionShapeOf(config, kv_dtype).BlockBytes();
 }
@@ -68,7 +75,10 @@ absl::StatusOr<std::unique_ptr<KvBlockPool>> KvBlockPool::Create(const ModelConf
 }
 
 KvBlockPool::KvBlockPool(std::byte* memory, size_t bytes, size_t block_bytes, size_t total_blocks)
-    : memory_(memory), mapped_bytes_(bytes), total_blocks_(total_blocks) {
+    : memory_(memory),
+      mapped_bytes_(bytes),
+      block_bytes_(block_bytes),
+      total_blocks_(total_blocks) {
   free_.reserve(total_blocks);
   for (size_t i = total_blocks; i > 0; --i) free_.push_back(memory_ + (i - 1) * block_bytes);
 }

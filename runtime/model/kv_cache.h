@@ -33,6 +33,9 @@ class KvLease {
   size_t capacity_tokens() const { return blocks_.size() * kernels::kKvBlockTokens; }
   std::span<std::byte* const> blocks() const { return blocks_; }
 
+  /// Copies the first `tokens` positions of another lease from the same pool; they fit.
+  void CopyFrom(const KvLease& other, size_t tokens);
+
  private:
   friend class KvBlockPool;
   KvLease(KvBlockPool* pool, std::vector<std::byte*> blocks);
@@ -73,6 +76,7 @@ class KvBlockPool {
 
   std::byte* const memory_;
   const size_t mapped_bytes_;
+  const size_t block_bytes_;
   const size_t total_blocks_;
   std::vector<std::byte*> free_;  // a stack: the block freed last is the warmest
 };

@@ -16,13 +16,17 @@
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/transformer.h"
 #include "runtime/sampling/sampler.h"
+#include "runtime/scheduler/live_request.h"
 #include "runtime/scheduler/policy.h"
-#include "runtime/scheduler/sequence.h"
 #include "runtime/threading/cpu_topology.h"
 #include "runtime/threading/mutex.h"
 
 namespace firesteel {
 namespace {
+
+// Logits are held for so many rows beside one a sequence: prompts whose tokens are scored advance
+// by at most that a step.
+constexpr uint32_t kMaxScoredTokens = 32;
 
 struct AdmissionOrder {
   bool operator()(const WaitingView& a, const WaitingView& b) const { return AdmittedBefore(a, b); }
@@ -53,15 +57,28 @@ class EngineImpl final : public Engine {
   }
 
  private:
-  using Owned = std::unique_ptr<Sequence>;
-  // A slice of the step under way: whose it is and what came of it.
+  using Owned = std::unique_ptr<LiveRequest>;
+  // A slice of the step under way.
   struct StepSlice {
-    Sequence* sequence;
+    LiveRequest* request;
+    uint32_t sequence;
     uint32_t tokens;
     bool decodes;
-    bool samples;      // a token is sampled behind it
-    size_t logit_row;  // where it samples
-    absl::StatusOr<int32_t> token;
+  };
+  // A token to draw behind the step.
+  struct Draw {
+    LiveRequest* request;
+    Sequence* sequence;
+    size_t logit_row;
+    absl::StatusOr<int32_t> token = 0;
+    std::optional<TokenLogprob> logprob;
+  };
+  // A token of a prompt that is scored.
+  struct Score {
+    LiveRequest* request;
+    int32_t token;
+    size_t logit_row;
+    TokenLogprob logprob;
   };
 
   struct Ending {
@@ -84,9 +101,14 @@ class EngineImpl final : public Engine {
   void AdmitPlanned(const std::vector<uint64_t>& ids);
   StepPlan Plan() const;
   void RunStep(const StepPlan& plan);
-  void SampleTokens();
+  void PutStep(const StepPlan& plan);
+  void Advance();
+  void ReadLogits();
+  void DrawToken(Sampler& sampler, Draw& draw);
+  void HandOutScores();
+  void HandOutTokens(absl::Time now, std::vector<Ending>* ended);
   void Report(absl::Duration duration);
-  void End(Owned sequence, FinishReason reason, absl::Status status);
+  void End(Owned request, FinishReason reason, absl::Status status);
   void EndRunning(Ending ending);
   void EndWaiting(const WaitingView& view, FinishReason reason);
   void EndEverything();
@@ -126,6 +148,8 @@ class EngineImpl final : public Engine {
   bool cancel_all_now_ = false;
   std::vector<StepSlice> step_;
   std::vector<SequenceSlice> batch_;
+  std::vector<Draw> draws_;
+  std::vector<Score> scores_;
   std::vector<Sampler> samplers_;  // one a worker
   std::vector<absl::Duration> inter_token_latencies_;
   std::vector<absl::Duration> times_to_first_token_;
@@ -146,7 +170,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const ModelWeights> weights,
       last_progress_(options.clock->Now()),
       kv_pool_(std::move(kv_pool)),
       transformer_(weights_, compute, options.kv_dtype, pool, options.max_batch_tokens,
-                   options.max_batch_size,
+                   std::min(options.max_batch_tokens, options.max_batch_size + kMaxScoredTokens),
                    *options.sublinear_head ? std::optional(SublinearHeadOptions()) : std::nullopt),
       cost_(*weights_, options.kv_dtype, transformer_.sublinear_head_bytes()),
       chunk_budget_(options.target_itl, options.max_batch_tokens),
@@ -162,20 +186,50 @@ EngineImpl::~EngineImpl() {
   thread_.join();
 }
 
+// What a request asks for, whatever the model.
+absl::Status CheckCounts(const GenerationRequest& request, uint32_t max_batch_size) {
+  if (request.n == 0 || request.n > kMaxSequences) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("n: ", request.n, " is not from 1 to ", kMaxSequences));
+  }
+  if (request.n > max_batch_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("n: ", request.n, " exceeds max-batch-size ", max_batch_size));
+  }
+  if (request.max_tokens == 0 && !(request.prompt_logprobs && request.n == 1)) {
+    return absl::InvalidArgumentError(
+        "max_tokens: 0 is below 1, and only a request that scores one prompt may have it");
+  }
+  if (request.logprobs.value_or(0) > kMaxLogprobs) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("logprobs: ", *request.logprobs, " exceeds ", kMaxLogprobs));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status EngineImpl::Validate(const GenerationRequest& request) const {
   const ModelConfig& config = weights_->config;
   if (request.prompt.empty()) return absl::InvalidArgumentError("prompt: has no token");
-  if (request.max_tokens == 0) return absl::InvalidArgumentError("max_tokens: 0 is below 1");
+  if (absl::Status status = CheckCounts(request, options_.max_batch_size); !status.ok()) {
+    return status;
+  }
   if (request.prompt.size() + request.max_tokens > config.max_position_embeddings) {
     return absl::InvalidArgumentError(absl::StrCat(
         "prompt: ", request.prompt.size(), " tokens and max_tokens ", request.max_tokens,
         " exceed the context of ", config.max_position_embeddings));
   }
-  for (int32_t token : request.prompt) {
-    if (token < 0 || static_cast<size_t>(token) >= config.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token_ids: ", token, " is not in [0, ", config.vocab_size, ")"));
-    }
+  const auto unknown = [&](const char* field, int32_t token) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": ", token, " is not in [0, ", config.vocab_size, ")"));
+  };
+  const auto known = [&](int32_t token) {
+    return token >= 0 && static_cast<size_t>(token) < config.vocab_size;
+  };
+  for (const int32_t token : request.prompt) {
+    if (!known(token)) return unknown("token_ids", token);
+  }
+  for (const LogitBias& bias : request.sampling.logit_bias) {
+    if (!known(bias.token)) return unknown("logit_bias", bias.token);
   }
   return absl::OkStatus();
 }
@@ -234,8 +288,8 @@ absl::StatusOr<Engine::RequestHandle> EngineImpl::Submit(GenerationRequest reque
   ++unfinished_;
   ++gauges_.requests_waiting;
   const uint64_t id = next_id_++;
-  inbox_.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(sink),
-                                              weights_->config, *tokenizer_, now));
+  inbox_.push_back(std::make_unique<LiveRequest>(id, std::move(request), std::move(sink),
+                                                 weights_->config, *tokenizer_, now));
   work_.NotifyAll();
   return id;
 }
@@ -295,9 +349,9 @@ bool EngineImpl::TakeInbox() {
   if (running_.empty() && waiting_.empty()) {
     while (!HasWork()) work_.Wait(&mutex_);
   }
-  for (Owned& sequence : inbox_) {
-    const WaitingView view = sequence->waiting_view();
-    waiting_.emplace(view, std::move(sequence));
+  for (Owned& request : inbox_) {
+    const WaitingView view = request->waiting_view();
+    waiting_.emplace(view, std::move(request));
   }
   inbox_.clear();
   cancel_now_.clear();
@@ -308,21 +362,21 @@ bool EngineImpl::TakeInbox() {
 
 void EngineImpl::EndCancelledAndExpired() {
   const absl::Time now = options_.clock->Now();
-  const auto verdict = [&](const Sequence& sequence) -> std::optional<FinishReason> {
-    if (cancel_all_now_ || cancel_now_.contains(sequence.id())) return FinishReason::kCancelled;
-    if (sequence.request().deadline <= now) return FinishReason::kDeadlineExceeded;
+  const auto verdict = [&](const LiveRequest& request) -> std::optional<FinishReason> {
+    if (cancel_all_now_ || cancel_now_.contains(request.id())) return FinishReason::kCancelled;
+    if (request.request().deadline <= now) return FinishReason::kDeadlineExceeded;
     return std::nullopt;
   };
   std::vector<std::pair<WaitingView, FinishReason>> ended_waiting;
-  for (const auto& [view, sequence] : waiting_) {
-    if (const auto reason = verdict(*sequence)) ended_waiting.emplace_back(view, *reason);
+  for (const auto& [view, request] : waiting_) {
+    if (const auto reason = verdict(*request)) ended_waiting.emplace_back(view, *reason);
   }
   for (const auto& [view, reason] : ended_waiting) EndWaiting(view, reason);
 
   std::vector<Ending> ended_running;
-  for (const Owned& sequence : running_) {
-    if (const auto reason = verdict(*sequence)) {
-      ended_running.push_back({sequence->id(), *reason, absl::OkStatus()});
+  for (const Owned& request : running_) {
+    if (const auto reason = verdict(*request)) {
+      ended_running.push_back({request->id(), *reason, absl::OkStatus()});
     }
   }
   for (Ending& ending : ended_running) EndRunning(std::move(ending));
@@ -330,13 +384,10 @@ void EngineImpl::EndCancelledAndExpired() {
 
 StepPlan EngineImpl::Plan() const {
   std::vector<RunningView> running;
-  running.reserve(running_.size());
-  for (const Owned& sequence : running_) {
-    running.push_back({sequence->id(), sequence->prompt_left()});
-  }
+  for (const Owned& request : running_) request->AppendRunningViews(&running);
   // No more can be admitted at once than the batch has places.
   std::vector<WaitingView> waiting;
-  for (const auto& [view, sequence] : waiting_) {
+  for (const auto& [view, request] : waiting_) {
     if (waiting.size() + running.size() >= options_.max_batch_size) break;
     waiting.push_back(view);
   }
@@ -345,6 +396,7 @@ StepPlan EngineImpl::Plan() const {
                    .max_batch_size = options_.max_batch_size,
                    .max_batch_tokens = options_.max_batch_tokens,
                    .max_prefill_tokens = chunk_budget_.tokens(),
+                   .max_scored_tokens = kMaxScoredTokens,
                    .free_kv_blocks = static_cast<uint32_t>(kv_pool_->free_blocks())});
 }
 
@@ -353,98 +405,162 @@ void EngineImpl::AdmitPlanned(const std::vector<uint64_t>& ids) {
   const absl::Time now = options_.clock->Now();
   for (size_t i = 0; i < ids.size(); ++i) {
     auto node = waiting_.extract(waiting_.begin());
-    Owned& sequence = node.mapped();
-    const GenerationRequest& request = sequence->request();
-    absl::StatusOr<KvLease> lease = kv_pool_->Lease(request.prompt.size() + request.max_tokens);
+    Owned& live = node.mapped();
+    const GenerationRequest& request = live->request();
     // The plan counted the same blocks; a failure here is a broken invariant of this file.
-    sequence->Admit(std::move(lease).value(), now);
+    std::vector<KvLease> leases;
+    for (uint32_t k = 0; k < request.n; ++k) {
+      leases.push_back(kv_pool_->Lease(request.prompt.size() + request.max_tokens).value());
+    }
+    live->Admit(std::move(leases), now);
     {
       MutexLock lock(&mutex_);
       --queued_requests_;
       queued_tokens_ -= request.prompt.size();
     }
-    running_.push_back(std::move(sequence));
+    running_.push_back(std::move(live));
   }
   if (!ids.empty()) PublishGauges();
 }
 
 void EngineImpl::RunStep(const StepPlan& plan) {
   const absl::Time start = options_.clock->Now();
-  std::unordered_map<uint64_t, Sequence*> by_id;
-  for (const Owned& sequence : running_) by_id[sequence->id()] = sequence.get();
-
-  step_.clear();
-  batch_.clear();
-  for (const PlannedSlice& planned : plan.slices) {
-    Sequence* const sequence = by_id.at(planned.id);
-    batch_.push_back(sequence->NextSlice(planned.tokens));
-    step_.push_back({.sequence = sequence,
-                     .tokens = planned.tokens,
-                     .decodes = sequence->prompt_left() == 0,
-                     .samples = false,
-                     .logit_row = 0,
-                     .token = 0});
-  }
+  PutStep(plan);
   transformer_.Forward(batch_);
+  Advance();
+  ReadLogits();
 
-  size_t row = 0;
-  size_t logit_row = 0;
-  for (StepSlice& slice : step_) {
-    slice.samples = slice.sequence->Advance(slice.tokens);
-    const HeadActivity* head = nullptr;
-    if (slice.samples) {
-      slice.logit_row = logit_row++;
-      head = &transformer_.head_activity()[slice.logit_row];
-    }
-    for (uint32_t i = 0; i < slice.tokens; ++i, ++row) {
-      slice.sequence->AddActivity(transformer_.activity(), row, cost_,
-                                  i + 1 == slice.tokens ? head : nullptr);
-    }
-  }
-  SampleTokens();
-
-  inter_token_latencies_.clear();
-  times_to_first_token_.clear();
   std::vector<Ending> ended;
   const absl::Time now = options_.clock->Now();
-  for (StepSlice& slice : step_) {
-    if (!slice.samples) continue;
-    if (!slice.token.ok()) {
-      ended.push_back({slice.sequence->id(), FinishReason::kError, slice.token.status()});
-      continue;
-    }
-    const std::optional<FinishReason> reason = slice.sequence->TakeToken(*slice.token, now);
-    if (const auto latency = slice.sequence->inter_token_latency()) {
-      inter_token_latencies_.push_back(*latency);
-    } else {
-      times_to_first_token_.push_back(slice.sequence->time_to_first_token());
-    }
-    if (reason.has_value()) ended.push_back({slice.sequence->id(), *reason, absl::OkStatus()});
-  }
+  HandOutScores();
+  HandOutTokens(now, &ended);
   // Counted first: who sees a request's end sees it in the metrics too.
   Report(now - start);
   for (Ending& ending : ended) EndRunning(std::move(ending));
 }
 
-// Sequences are dealt to the workers; each draw depends on its own sequence only.
-void EngineImpl::SampleTokens() {
-  pool_->Run([this](Worker& worker) {
-    for (size_t i = worker.index(); i < step_.size(); i += worker.team_size()) {
-      StepSlice& slice = step_[i];
-      if (!slice.samples) continue;
-      Sampler& sampler = samplers_[worker.index()];
-      const SamplingParams& params = slice.sequence->request().sampling;
-      const uint64_t position = slice.sequence->next_position();
-      const auto forbidden = slice.sequence->forbidden_tokens();
-      if (const LogitCandidates some = transformer_.candidates(slice.logit_row);
-          !some.ids.empty()) {
-        slice.token = sampler.Sample(some.ids, some.logits, params, 0, position, forbidden);
-      } else {
-        slice.token = sampler.Sample(transformer_.logits(slice.logit_row), params, /*sequence=*/0,
-                                     position, forbidden);
+void EngineImpl::PutStep(const StepPlan& plan) {
+  std::unordered_map<uint64_t, LiveRequest*> by_id;
+  for (const Owned& request : running_) by_id[request->id()] = request.get();
+  step_.clear();
+  batch_.clear();
+  for (const PlannedSlice& planned : plan.slices) {
+    LiveRequest* const request = by_id.at(planned.id);
+    batch_.push_back(request->NextSlice(planned.sequence, planned.tokens));
+    step_.push_back({.request = request,
+                     .sequence = planned.sequence,
+                     .tokens = planned.tokens,
+                     .decodes = request->prompt_left() == 0});
+  }
+}
+
+// Behind Forward: what was computed counts, and it shows what to draw and to score.
+void EngineImpl::Advance() {
+  draws_.clear();
+  scores_.clear();
+  size_t row = 0;
+  size_t logit_row = 0;
+  for (size_t i = 0; i < step_.size(); ++i) {
+    const StepSlice& slice = step_[i];
+    LiveRequest& request = *slice.request;
+    const auto& prompt = request.request().prompt;
+    const LogitRows wanted = batch_[i].logits;
+    for (uint32_t t = 0; t < slice.tokens; ++t, ++row) {
+      const bool last = t + 1 == slice.tokens;
+      const bool has_logits = wanted == LogitRows::kAll || (wanted == LogitRows::kLast && last);
+      request.AddActivity(transformer_.activity(), row, cost_,
+                          has_logits ? &transformer_.head_activity()[logit_row] : nullptr);
+      const size_t next = batch_[i].position + t + 1;
+      if (wanted == LogitRows::kAll && next < prompt.size()) {
+        scores_.push_back({&request, prompt[next], logit_row, {}});
       }
+      if (has_logits) ++logit_row;
+    }
+    const bool was_prompt = request.prompt_left() > 0;
+    if (!request.Advance(slice.sequence, slice.tokens)) continue;
+    if (was_prompt) {
+      for (Sequence& sequence : request.sequences()) {
+        draws_.push_back({&request, &sequence, logit_row - 1, 0, std::nullopt});
+      }
+    } else {
+      draws_.push_back(
+          {&request, &request.sequences()[slice.sequence], logit_row - 1, 0, std::nullopt});
+    }
+  }
+}
+
+// Draws and scores are dealt to the workers; each depends on its own sequence only.
+void EngineImpl::ReadLogits() {
+  if (draws_.empty() && scores_.empty()) return;
+  pool_->Run([this](Worker& worker) {
+    const size_t total = draws_.size() + scores_.size();
+    for (size_t i = worker.index(); i < total; i += worker.team_size()) {
+      if (i < draws_.size()) {
+        DrawToken(samplers_[worker.index()], draws_[i]);
+        continue;
+      }
+      Score& score = scores_[i - draws_.size()];
+      score.logprob = LogprobOf(transformer_.logits(score.logit_row), score.token,
+                                score.request->request().logprobs.value_or(0));
     }
   });
+}
+
+void EngineImpl::DrawToken(Sampler& sampler, Draw& draw) {
+  const GenerationRequest& request = draw.request->request();
+  const Sequence& sequence = *draw.sequence;
+  const uint64_t position = sequence.next_position();
+  const auto forbidden = sequence.forbidden_tokens();
+  if (const LogitCandidates some = transformer_.candidates(draw.logit_row); !some.ids.empty()) {
+    draw.token = sampler.Sample(some.ids, some.logits, request.sampling, sequence.index(), position,
+                                forbidden);
+    return;
+  }
+  const std::span<const float> logits = transformer_.logits(draw.logit_row);
+  draw.token = sampler.Sample(logits, request.sampling, sequence.index(), position, forbidden,
+                              sequence.seen());
+  if (draw.token.ok() && request.logprobs.has_value()) {
+    draw.logprob = LogprobOf(logits, *draw.token, *request.logprobs);
+  }
+}
+
+// A request's scores stand together.
+void EngineImpl::HandOutScores() {
+  for (size_t i = 0; i < scores_.size();) {
+    LiveRequest* const request = scores_[i].request;
+    std::vector<TokenLogprob> logprobs;
+    for (; i < scores_.size() && scores_[i].request == request; ++i) {
+      logprobs.push_back(std::move(scores_[i].logprob));
+    }
+    request->sink().OnPromptLogprobs(std::move(logprobs));
+  }
+}
+
+void EngineImpl::HandOutTokens(absl::Time now, std::vector<Ending>* ended) {
+  inter_token_latencies_.clear();
+  times_to_first_token_.clear();
+  std::unordered_set<uint64_t> failed;
+  for (Draw& draw : draws_) {
+    LiveRequest& request = *draw.request;
+    if (failed.contains(request.id())) continue;
+    if (!draw.token.ok()) {
+      ended->push_back({request.id(), FinishReason::kError, draw.token.status()});
+      failed.insert(request.id());
+      continue;
+    }
+    const bool first = draw.sequence->index() == 0 && draw.sequence->num_generated() == 0;
+    request.TakeToken(*draw.sequence, *draw.token, std::move(draw.logprob), now);
+    if (first) times_to_first_token_.push_back(request.time_to_first_token());
+    if (const auto latency = draw.sequence->inter_token_latency()) {
+      inter_token_latencies_.push_back(*latency);
+    }
+  }
+  for (const Owned& request : running_) {
+    if (!request->done() || failed.contains(request->id())) continue;
+    const auto& end = request->sequences().front().end();
+    ended->push_back(
+        {request->id(), end.has_value() ? end->reason : FinishReason::kLength, absl::OkStatus()});
+  }
 }
 
 void EngineImpl::Report(absl::Duration duration) {
@@ -486,13 +602,13 @@ void EngineImpl::Report(absl::Duration duration) {
 
 // Memory and counters first, then the sink: its client finds the world as it is without the
 // request.
-void EngineImpl::End(Owned sequence, FinishReason reason, absl::Status status) {
-  GenerationResult result = sequence->Finish(reason, std::move(status), options_.clock->Now());
+void EngineImpl::End(Owned request, FinishReason reason, absl::Status status) {
+  GenerationResult result = request->Finish(reason, std::move(status), options_.clock->Now());
   const double seconds = absl::ToDoubleSeconds(result.timings.total - result.timings.queue);
   PublishGauges();
   observer_->OnFinish({reason, result.usage, result.timings});
-  sequence->sink().OnFinish(std::move(result));
-  sequence.reset();
+  request->sink().OnFinish(std::move(result));
+  request.reset();
   MutexLock lock(&mutex_);
   if (--unfinished_ == 0) idle_.NotifyAll();
   mean_service_seconds_ += 0.1 * (seconds - mean_service_seconds_);
@@ -500,10 +616,10 @@ void EngineImpl::End(Owned sequence, FinishReason reason, absl::Status status) {
 
 void EngineImpl::EndRunning(Ending ending) {
   const auto it = std::find_if(running_.begin(), running_.end(),
-                               [&](const Owned& sequence) { return sequence->id() == ending.id; });
-  Owned sequence = std::move(*it);
+                               [&](const Owned& request) { return request->id() == ending.id; });
+  Owned request = std::move(*it);
   running_.erase(it);
-  End(std::move(sequence), ending.reason, std::move(ending.status));
+  End(std::move(request), ending.reason, std::move(ending.status));
 }
 
 void EngineImpl::EndWaiting(const WaitingView& view, FinishReason reason) {

@@ -78,9 +78,20 @@ class RecordingSink final : public GenerationSink {
   void OnDelta(TokenDelta delta) override {
     MutexLock lock(&mutex_);
     EXPECT_FALSE(finished_) << "a delta behind the end";
-    text_ += delta.text;
-    tokens_.insert(tokens_.end(), delta.token_ids.begin(), delta.token_ids.end());
+    if (sequences_.size() <= delta.index) sequences_.resize(delta.index + 1);
+    Output& out = sequences_[delta.index];
+    EXPECT_FALSE(out.end.has_value()) << "a delta behind the end of its sequence";
+    out.text += delta.text;
+    out.tokens.insert(out.tokens.end(), delta.token_ids.begin(), delta.token_ids.end());
+    out.logprobs.insert(out.logprobs.end(), delta.logprobs.begin(), delta.logprobs.end());
+    out.end = delta.end;
     changed_.NotifyAll();
+  }
+  void OnPromptLogprobs(std::vector<TokenLogprob> logprobs) override {
+    MutexLock lock(&mutex_);
+    EXPECT_FALSE(finished_);
+    EXPECT_TRUE(sequences_[0].tokens.empty()) << "the prompt's scores come first";
+    prompt_logprobs_.insert(prompt_logprobs_.end(), logprobs.begin(), logprobs.end());
   }
   void OnFinish(GenerationResult result) override {
     {
@@ -100,23 +111,33 @@ class RecordingSink final : public GenerationSink {
   // Waits for the first `n` tokens, or for the end.
   void WaitForTokens(size_t n) {
     MutexLock lock(&mutex_);
-    while (tokens_.size() < n && !finished_) changed_.Wait(&mutex_);
+    while (sequences_[0].tokens.size() < n && !finished_) changed_.Wait(&mutex_);
   }
-  std::vector<int32_t> tokens() {
+  // What came of one sequence.
+  struct Output {
+    std::vector<int32_t> tokens;
+    std::string text;
+    std::vector<TokenLogprob> logprobs;
+    std::optional<SequenceEnd> end;
+  };
+  std::vector<Output> sequences() {
     MutexLock lock(&mutex_);
-    return tokens_;
+    return sequences_;
   }
-  std::string text() {
+  std::vector<int32_t> tokens() { return sequences()[0].tokens; }
+  std::string text() { return sequences()[0].text; }
+  std::string stop_match() { return sequences()[0].end.value_or(SequenceEnd()).stop_match; }
+  std::vector<TokenLogprob> prompt_logprobs() {
     MutexLock lock(&mutex_);
-    return text_;
+    return prompt_logprobs_;
   }
 
  private:
   Mutex mutex_;
   CondVar changed_;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
-  std::vector<int32_t> tokens_ ABSL_GUARDED_BY(mutex_);
-  std::string text_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Output> sequences_ ABSL_GUARDED_BY(mutex_) = std::vector<Output>(1);
+  std::vector<TokenLogprob> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
   GenerationResult result_ ABSL_GUARDED_BY(mutex_);
   std::latch done_{1};
 };
@@ -321,6 +342,111 @@ TEST_F(EngineTest, OutputDoesNotDependOnBatchMatesThreadsOrChunks) {
   EXPECT_NE(alone[1], alone[2]);
 }
 
+// Sequence i of n is what it would be in any other company: only its number tells it apart.
+TEST_F(EngineTest, SequencesShareThePromptAndDifferInTheirDraws) {
+  auto engine = Make({.max_batch_size = 8, .max_batch_tokens = 40});
+  GenerationRequest request = Request(5, 45, 12);
+  request.stopping.ignore_eos = false;
+  request.n = 5;
+  auto five = Submit(*engine, request);
+  auto neighbour = Submit(*engine, Request(6, 30, 20));
+  const GenerationResult result = five->Wait();
+  EXPECT_EQ(neighbour->Wait().reason, FinishReason::kLength);
+  EXPECT_EQ(result.usage.prompt_tokens, 45u);
+  const auto sequences = five->sequences();
+  ASSERT_EQ(sequences.size(), 5u);
+  uint32_t generated = 0;
+  for (const auto& sequence : sequences) {
+    EXPECT_TRUE(sequence.end.has_value());
+    generated += static_cast<uint32_t>(sequence.tokens.size());
+  }
+  EXPECT_EQ(result.usage.generated_tokens, generated);
+  EXPECT_NE(sequences[0].tokens, sequences[1].tokens);
+
+  request.n = 2;
+  auto two = Submit(*engine, request);
+  two->Wait();
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(two->sequences()[i].tokens, sequences[i].tokens) << i;
+    EXPECT_EQ(two->sequences()[i].text, sequences[i].text) << i;
+  }
+  ASSERT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+  EXPECT_EQ(engine->gauges().kv_usage_ratio, 0.0);
+}
+
+// log p of a text, from one pass over it, is what generating it says token by token.
+TEST_F(EngineTest, PromptLogprobsAreThoseOfGeneration) {
+  auto engine = Make({.max_batch_size = 4, .max_batch_tokens = 64});
+  GenerationRequest request = Request(11, 20, 70);
+  request.logprobs = 3;
+  request.sampling.temperature = 0.5f;  // the log-probabilities are the model's own all the same
+  request.sampling.repetition_penalty = 1.3f;
+  request.sampling.logit_bias = {{4, 2.0f}};
+  auto generated = Submit(*engine, request);
+  generated->Wait();
+  const auto tokens = generated->tokens();
+  const auto logprobs = generated->sequences()[0].logprobs;
+  ASSERT_EQ(logprobs.size(), tokens.size());
+
+  GenerationRequest score = request;
+  score.prompt.insert(score.prompt.end(), tokens.begin(), tokens.end());
+  score.prompt_logprobs = true;
+  score.max_tokens = 0;
+  auto other = Submit(*engine, Request(12, 50, 90));  // company
+  auto scored = Submit(*engine, score);
+  const GenerationResult result = scored->Wait();
+  EXPECT_EQ(result.reason, FinishReason::kLength);
+  EXPECT_EQ(result.usage.generated_tokens, 0u);
+  EXPECT_TRUE(scored->tokens().empty());
+  const auto prompt = scored->prompt_logprobs();
+  ASSERT_EQ(prompt.size(), score.prompt.size() - 1);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const TokenLogprob& a = logprobs[i];
+    const TokenLogprob& b = prompt[request.prompt.size() - 1 + i];
+    EXPECT_EQ(a.token_id, tokens[i]);
+    EXPECT_EQ(b.token_id, tokens[i]);
+    EXPECT_NEAR(a.logprob, b.logprob, 1e-5) << i;
+    ASSERT_EQ(a.alternatives.size(), 3u);
+    EXPECT_EQ(a.alternatives[0].token_id, b.alternatives[0].token_id);
+    EXPECT_GE(a.alternatives[0].logprob, a.logprob);
+  }
+  EXPECT_EQ(other->Wait().reason, FinishReason::kLength);
+
+  // Both at once: the text is scored and goes on.
+  score.max_tokens = 5;
+  auto both = Submit(*engine, score);
+  EXPECT_EQ(both->Wait().usage.generated_tokens, 5u);
+  EXPECT_EQ(both->prompt_logprobs().size(), score.prompt.size() - 1);
+  EXPECT_EQ(both->sequences()[0].logprobs.size(), 5u);
+}
+
+TEST_F(EngineTest, PenaltiesCountThePromptAndWhatWasGenerated) {
+  auto engine = Make();
+  GenerationRequest request = Greedy(3, 30, 40);
+  request.sampling.presence_penalty = 2;
+  request.sampling.frequency_penalty = 2;
+  request.sampling.repetition_penalty = 100;
+  auto sink = Submit(*engine, request);
+  sink->Wait();
+  std::vector<int32_t> all = request.prompt;
+  const std::vector<int32_t> generated = sink->tokens();
+  all.insert(all.end(), generated.begin(), generated.end());
+  std::sort(all.begin(), all.end());
+  const size_t distinct_prompt = [&] {
+    std::vector<int32_t> prompt = request.prompt;
+    std::sort(prompt.begin(), prompt.end());
+    return static_cast<size_t>(std::unique(prompt.begin(), prompt.end()) - prompt.begin());
+  }();
+  const size_t distinct = static_cast<size_t>(std::unique(all.begin(), all.end()) - all.begin());
+  EXPECT_EQ(distinct, distinct_prompt + generated.size()) << "a seen token came again";
+
+  GenerationRequest biased = Greedy(3, 30, 8);
+  biased.sampling.logit_bias = {{41, 100.0f}};
+  sink = Submit(*engine, biased);
+  sink->Wait();
+  EXPECT_EQ(sink->tokens(), std::vector<int32_t>(8, 41));
+}
+
 TEST_F(EngineTest, BudgetsHoldAndCountersBalance) {
   auto engine = Make({.max_batch_size = 4, .max_batch_tokens = 20});
   std::vector<std::shared_ptr<RecordingSink>> sinks;
@@ -368,7 +494,7 @@ TEST_F(EngineTest, Stopping) {
   by_id.stopping.stop_token_ids = {token};
   sink = Submit(*engine, by_id);
   EXPECT_EQ(sink->Wait().reason, FinishReason::kStop);
-  EXPECT_EQ(sink->Wait().stop_match, bytes);
+  EXPECT_EQ(sink->stop_match(), bytes);
   EXPECT_EQ(sink->tokens().size(), at + 1);
   EXPECT_THAT(sink->text(), Not(HasSubstr(bytes)));
 
@@ -376,7 +502,7 @@ TEST_F(EngineTest, Stopping) {
   by_text.stopping.stop = {bytes};
   sink = Submit(*engine, by_text);
   EXPECT_EQ(sink->Wait().reason, FinishReason::kStop);
-  EXPECT_EQ(sink->Wait().stop_match, bytes);
+  EXPECT_EQ(sink->stop_match(), bytes);
   EXPECT_THAT(sink->text(), Not(HasSubstr(bytes)));
   EXPECT_EQ(sink->Wait().usage.generated_tokens, at + 1);
 
@@ -584,6 +710,18 @@ TEST_F(EngineTest, RequestsThatCanNeverFitAreRefused) {
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(engine->Submit(Request(1, 200, 57), sink).status().code(),
             absl::StatusCode::kInvalidArgument);
+  const auto refused_because = [&](auto change) {
+    GenerationRequest request = Request(1, 10, 5);
+    change(request);
+    const absl::Status status = engine->Submit(request, sink).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refused_because([](auto& r) { r.n = 0; }), HasSubstr("n: 0"));
+  EXPECT_THAT(refused_because([](auto& r) { r.n = 17; }), HasSubstr("n: 17"));
+  EXPECT_THAT(refused_because([](auto& r) { r.logprobs = 21; }), HasSubstr("logprobs: 21"));
+  EXPECT_THAT(refused_because([](auto& r) { r.sampling.logit_bias = {{97, 1.0f}}; }),
+              HasSubstr("logit_bias: 97"));
 }
 
 TEST_F(EngineTest, OptionsAreChecked) {

@@ -12,6 +12,8 @@ const char* RejectionReasonName(RejectionReason reason) {
       return "kv_cache";
     case RejectionReason::kDraining:
       return "draining";
+    case RejectionReason::kDeadline:
+      return "deadline";
   }
   return "unknown";
 }

@@ -15,9 +15,9 @@
 namespace firesteel {
 
 /// Why a request was refused before any work. Names for labels: "queue_full", "queue_tokens",
-/// "kv_cache", "draining".
-enum class RejectionReason : uint8_t { kQueueFull, kQueueTokens, kKvCache, kDraining };
-inline constexpr size_t kNumRejectionReasons = 4;
+/// "kv_cache", "draining", "deadline" (it could not be met).
+enum class RejectionReason : uint8_t { kQueueFull, kQueueTokens, kKvCache, kDraining, kDeadline };
+inline constexpr size_t kNumRejectionReasons = 5;
 const char* RejectionReasonName(RejectionReason reason);
 
 enum class StepPhase : uint8_t { kPrefill, kDecode, kMixed };
@@ -32,7 +32,10 @@ struct StepReport {
   uint32_t sequences = 0;  // in the batch, prefilling or decoding
   uint32_t prefill_tokens = 0;
   uint32_t decode_tokens = 0;
-  uint32_t requests_running = 0;  // after the step
+  uint32_t prefix_cache_queries = 0;  // prompt tokens of requests that joined for this step
+  uint32_t prefix_cache_hits = 0;     // those of them that the cache had
+  uint32_t preemptions = 0;           // requests that lost their place to others before this step
+  uint32_t requests_running = 0;      // after the step
   uint32_t requests_waiting = 0;
   double kv_usage_ratio = 0;  // after the step: used blocks / all blocks
   std::span<const LayerActivity> layers;

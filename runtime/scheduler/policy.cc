@@ -6,31 +6,37 @@ namespace firesteel {
 
 StepPlan PlanStep(const SchedulerSnapshot& snapshot) {
   StepPlan plan;
-  for (const RunningView& sequence : snapshot.running) {
-    if (sequence.prompt_left == 0) plan.slices.push_back({sequence.id, 1});
+  uint32_t taken = 0;  // places of the batch
+  for (const RunningView& view : snapshot.running) {
+    taken += view.sequences;
+    if (view.tokens_left == 0) plan.slices.push_back({view.id, 1, view.sequence});
   }
   const uint32_t decodes = static_cast<uint32_t>(plan.slices.size());
   uint32_t budget = snapshot.max_batch_tokens - std::min(decodes, snapshot.max_batch_tokens);
   if (decodes > 0) budget = std::min(budget, snapshot.max_prefill_tokens);
+  uint32_t scored_budget = snapshot.max_scored_tokens;
 
-  const auto prefill = [&](uint64_t id, uint32_t prompt_left) {
-    const uint32_t tokens = std::min(budget, prompt_left);
+  // What the budgets allow of a prompt; false if nothing.
+  const auto prefill = [&](uint64_t id, uint32_t tokens_left, bool scored) {
+    uint32_t tokens = std::min(budget, tokens_left);
+    if (scored) tokens = std::min(tokens, scored_budget);
+    if (tokens == 0) return false;
     plan.slices.push_back({id, tokens});
     budget -= tokens;
+    if (scored) scored_budget -= tokens;
+    return true;
   };
-  for (const RunningView& sequence : snapshot.running) {
-    if (sequence.prompt_left > 0 && budget > 0) prefill(sequence.id, sequence.prompt_left);
+  for (const RunningView& view : snapshot.running) {
+    if (view.tokens_left > 0) prefill(view.id, view.tokens_left, view.scored);
   }
-  uint32_t places =
-      snapshot.max_batch_size -
-      std::min<uint32_t>(snapshot.max_batch_size, static_cast<uint32_t>(snapshot.running.size()));
   uint32_t free_blocks = snapshot.free_kv_blocks;
   for (const WaitingView& request : snapshot.waiting) {
-    if (places == 0 || budget == 0 || request.kv_blocks > free_blocks) break;
+    if (taken + request.sequences > snapshot.max_batch_size) break;
+    if (request.kv_blocks > free_blocks) break;
+    if (!prefill(request.id, request.prompt_tokens, request.scored)) break;
     plan.admit.push_back(request.id);
-    prefill(request.id, request.prompt_tokens);
     free_blocks -= request.kv_blocks;
-    --places;
+    taken += request.sequences;
   }
   return plan;
 }

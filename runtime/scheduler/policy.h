@@ -12,10 +12,13 @@
 
 namespace firesteel {
 
-/// A sequence of the batch. It decodes once nothing of its prompt is left.
+/// What may compute tokens in a step: a request's prompt, or one of its sequences behind it.
 struct RunningView {
-  uint64_t id = 0;
-  uint32_t prompt_left = 0;
+  uint64_t id = 0;           // of the request
+  uint32_t tokens_left = 0;  // of the prompt; 0: the sequence decodes
+  uint32_t sequence = 0;     // index in its request; 0 for a prompt
+  uint32_t sequences = 1;    // places that it takes: those that will share the prompt
+  bool scored = false;       // every token wants logits
 };
 
 /// A request of the queue.
@@ -24,6 +27,8 @@ struct WaitingView {
   int32_t priority = 0;
   uint32_t prompt_tokens = 0;
   uint32_t kv_blocks = 0;  // in the worst case
+  uint32_t sequences = 1;
+  bool scored = false;
 };
 
 /// The order of admission: the higher priority first, then the earlier arrival.
@@ -37,13 +42,15 @@ struct SchedulerSnapshot {
   uint32_t max_batch_size = 1;
   uint32_t max_batch_tokens = 1;    // ≥ max_batch_size
   uint32_t max_prefill_tokens = 1;  // of a step in which something decodes; ≥ 1
+  uint32_t max_scored_tokens = 1;   // of all prompts that are scored; ≥ 1
   uint32_t free_kv_blocks = 0;
 };
 
-/// `tokens` of a sequence's prompt, or the one token that it decodes from.
+/// `tokens` of a request's prompt, or the one token that a sequence decodes from.
 struct PlannedSlice {
   uint64_t id = 0;
   uint32_t tokens = 0;
+  uint32_t sequence = 0;
   friend bool operator==(const PlannedSlice&, const PlannedSlice&) = default;
 };
 

@@ -21,6 +21,7 @@ struct Case {
   uint32_t max_batch_size = 4;
   uint32_t max_batch_tokens = 16;
   uint32_t max_prefill_tokens = 16;
+  uint32_t max_scored_tokens = 16;
   uint32_t free_kv_blocks = 100;
   std::vector<uint64_t> admit;
   Slices slices;
@@ -76,6 +77,20 @@ TEST(PlanStep, Table) {
        .free_kv_blocks = 11,
        .admit = {1, 2},
        .slices = {{1, 3}, {2, 3}}},
+      {.name = "sequences to come hold their places",
+       .running = {{.id = 1, .tokens_left = 2, .sequences = 2}, {2, 0}},
+       .waiting = {Waits(3, 1), Waits(4, 1)},
+       .admit = {3},
+       .slices = {{2, 1}, {1, 2}, {3, 1}}},
+      {.name = "the sequences of a request decode each for itself",
+       .running = {{.id = 1, .sequence = 0}, {.id = 1, .sequence = 2}},
+       .slices = {{1, 1, 0}, {1, 1, 2}}},
+      {.name = "scored prompts share a budget of their own",
+       .running = {{.id = 1, .tokens_left = 9, .scored = true},
+                   {.id = 2, .tokens_left = 9, .scored = true},
+                   {3, 2}},
+       .max_scored_tokens = 10,
+       .slices = {{1, 9}, {2, 1}, {3, 2}}},
       {.name = "a batch of decodes as large as the budget",
        .running = {{1, 0}, {2, 0}},
        .waiting = {Waits(3, 1)},
@@ -88,6 +103,7 @@ TEST(PlanStep, Table) {
                                     .max_batch_size = c.max_batch_size,
                                     .max_batch_tokens = c.max_batch_tokens,
                                     .max_prefill_tokens = c.max_prefill_tokens,
+                                    .max_scored_tokens = c.max_scored_tokens,
                                     .free_kv_blocks = c.free_kv_blocks});
     EXPECT_EQ(plan.admit, c.admit) << c.name;
     EXPECT_EQ(plan.slices, c.slices) << c.name;
@@ -130,7 +146,12 @@ TEST(PlanStep, InvariantsUnderRandomArrivals) {
         waiting.push_back(Waits(++arrived, pick(1, 40), pick(1, 8)));
       std::vector<RunningView> views;
       for (const Live& live : running) views.push_back({live.view.id, live.prompt_left});
-      const StepPlan plan = PlanStep({views, waiting, batch, tokens, pick(1, tokens), free_blocks});
+      const StepPlan plan = PlanStep({.running = views,
+                                      .waiting = waiting,
+                                      .max_batch_size = batch,
+                                      .max_batch_tokens = tokens,
+                                      .max_prefill_tokens = pick(1, tokens),
+                                      .free_kv_blocks = free_blocks});
       for (uint64_t id : plan.admit) {
         ASSERT_EQ(id, waiting.front().id);
         ASSERT_LE(waiting.front().kv_blocks, free_blocks);

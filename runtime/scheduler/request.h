@@ -5,11 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "runtime/sampling/logprobs.h"
 #include "runtime/sampling/sampler.h"
 
 namespace firesteel {
@@ -22,15 +24,30 @@ struct StoppingParams {
   uint32_t min_tokens = 0;  // before so many tokens, neither eos nor a stop ends the sequence
 };
 
-/// One sequence to generate. The prompt is not empty and leaves room for one token.
+/// Bounds of a request that the engine checks.
+inline constexpr uint32_t kMaxSequences = 16;
+inline constexpr uint32_t kMaxLogprobs = 20;
+
+/// A prompt, and the sequences to generate from it. The prompt is not empty and leaves room for one
+/// token.
 struct GenerationRequest {
   std::string request_id;
   std::vector<int32_t> prompt;  // token ids, each < vocab_size
-  uint32_t max_tokens = 256;    // ≥ 1; prompt.size() + max_tokens ≤ context
+  /// Of each sequence, ≥ 1; prompt.size() + max_tokens ≤ context. May be 0 with prompt_logprobs, to
+  /// score a text: nothing is generated, and the request ends with kLength.
+  uint32_t max_tokens = 256;
+  uint32_t n = 1;  // sequences, from 1 to kMaxSequences; they share the prompt's computation
   SamplingParams sampling;
   StoppingParams stopping;
-  int32_t priority = 0;  // the larger is admitted first
+  /// Log-probabilities of tokens, each with so many alternatives, at most kMaxLogprobs.
+  std::optional<uint32_t> logprobs;
+  bool prompt_logprobs = false;  // of the prompt's tokens, too
+  int32_t priority = 0;          // the larger is admitted first
   absl::Time deadline = absl::InfiniteFuture();
+  /// Who asks, as authenticated: waiting requests of different clients take fair turns. Nothing of
+  /// a prompt is shared between requests that differ in client or cache_salt.
+  std::string client;
+  std::string cache_salt;
 };
 
 enum class FinishReason : uint8_t { kLength, kEos, kStop, kCancelled, kDeadlineExceeded, kError };
@@ -39,17 +56,26 @@ inline constexpr size_t kNumFinishReasons = 6;
 /// "length", "eos", "stop", "cancelled", "deadline_exceeded", "error".
 const char* FinishReasonName(FinishReason reason);
 
+/// How a sequence ended by itself.
+struct SequenceEnd {
+  FinishReason reason = FinishReason::kLength;  // kLength, kEos or kStop
+  std::string stop_match;  // the stop string or the text of the stop token, where reason is kStop
+};
+
 /// What one step added to a sequence. The text never splits a code point and may lag behind the
 /// tokens.
 struct TokenDelta {
+  uint32_t index = 0;  // of the sequence, < n
   std::string text;
   std::vector<int32_t> token_ids;
+  std::vector<TokenLogprob> logprobs;  // one for each of token_ids, where they were asked for
+  std::optional<SequenceEnd> end;      // set in the sequence's last delta, if it ended by itself
 };
 
 struct Usage {
   uint32_t prompt_tokens = 0;
-  uint32_t cached_tokens = 0;
-  uint32_t generated_tokens = 0;
+  uint32_t cached_tokens = 0;     // of the prompt's, those that were not computed anew
+  uint32_t generated_tokens = 0;  // of all sequences
 };
 
 /// Phases of a request as the scheduler saw them.
@@ -70,9 +96,10 @@ struct Sparsity {
 };
 
 struct GenerationResult {
+  /// Of the first sequence where all ended by themselves; else what ended the request: kCancelled,
+  /// kDeadlineExceeded or kError.
   FinishReason reason = FinishReason::kError;
-  std::string stop_match;  // the stop string or the text of the stop token, where reason is kStop
-  absl::Status status;     // the error, where reason is kError
+  absl::Status status;  // the error, where reason is kError
   Usage usage;
   Timings timings;
   Sparsity sparsity;
@@ -83,6 +110,9 @@ struct GenerationResult {
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
+  /// The next tokens of the prompt, where prompt_logprobs asks for them: every one but the first,
+  /// which nothing precedes, in order, before any delta.
+  virtual void OnPromptLogprobs(std::vector<TokenLogprob> logprobs) { (void)logprobs; }
   virtual void OnDelta(TokenDelta delta) = 0;
   virtual void OnFinish(GenerationResult result) = 0;
 };
