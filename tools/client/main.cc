@@ -10,6 +10,7 @@
 #include "tools/client/health.h"
 #include "tools/client/info.h"
 #include "tools/client/interrupt.h"
+#include "tools/client/load.h"
 
 int main(int argc, char** argv) {
   using namespace firesteel::client;  // NOLINT(google-build-using-namespace): only here
@@ -23,6 +24,7 @@ int main(int argc, char** argv) {
   AddGenerateCommand(app, console, &interrupt, exit_status);
   AddInfoCommand(app, console, &interrupt, exit_status);
   AddHealthCommand(app, console, &interrupt, exit_status);
+  AddLoadCommand(app, console, &interrupt, exit_status);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
