@@ -6,6 +6,7 @@
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
+#include "server/status.h"
 
 namespace firesteel::server {
 namespace {
@@ -52,6 +53,14 @@ CallMetadata ReadCallMetadata(const grpc::ServerContextBase& context) {
     out.deadline = absl::FromChrono(deadline);
   }
   return out;
+}
+
+void AddTrailers(const CallMetadata& metadata, const absl::Status& status,
+                 grpc::ServerContextBase* context) {
+  context->AddTrailingMetadata(kRequestIdKey, metadata.request_id);
+  if (const auto ms = RetryPushbackMs(status)) {
+    context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(*ms));
+  }
 }
 
 }  // namespace firesteel::server

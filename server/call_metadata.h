@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 
@@ -22,6 +23,11 @@ struct CallMetadata {
 };
 
 CallMetadata ReadCallMetadata(const grpc::ServerContextBase& context);
+
+/// The trailing metadata of every call: the request id and, where `status` is one that clients
+/// retry, when they may (see RetryPushbackMs).
+void AddTrailers(const CallMetadata& metadata, const absl::Status& status,
+                 grpc::ServerContextBase* context);
 
 /// 1 to 128 printable ASCII characters, none of them a space.
 bool IsRequestId(absl::string_view text);

@@ -130,7 +130,7 @@ absl::Status GenerationCall::StatusOf(const GenerationResult& result) const {
 }
 
 grpc::Status GenerationCall::PrepareFinish(const absl::Status& status) {
-  context_->AddTrailingMetadata(kRequestIdKey, metadata_.request_id);
+  AddTrailers(metadata_, status, context_);
   MutexLock lock(&mutex_);
   final_status_ = status;
   return ToGrpcStatus(status);

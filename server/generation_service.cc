@@ -1,5 +1,7 @@
 #include "server/generation_service.h"
 
+#include "server/status.h"
+#include "server/tokenization.h"
 #include "server/unary_answer.h"
 
 namespace firesteel::server {
@@ -16,20 +18,28 @@ grpc::ServerWriteReactor<v1::GenerateStreamResponse>* GenerationService::Generat
 }
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
-                                                      const v1::TokenizeRequest*,
-                                                      v1::TokenizeResponse*) {
-  return Answer(context, RpcNotSupported("GenerationService.Tokenize"));
+                                                      const v1::TokenizeRequest* request,
+                                                      v1::TokenizeResponse* response) {
+  return AnswerUnary(context, [&] {
+    const auto model = services_.models->Find(request->model());
+    return model.ok() ? server::Tokenize(*request, **model, response) : model.status();
+  });
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
-                                                        const v1::DetokenizeRequest*,
-                                                        v1::DetokenizeResponse*) {
-  return Answer(context, RpcNotSupported("GenerationService.Detokenize"));
+                                                        const v1::DetokenizeRequest* request,
+                                                        v1::DetokenizeResponse* response) {
+  return AnswerUnary(context, [&] {
+    const auto model = services_.models->Find(request->model());
+    return model.ok() ? server::Detokenize(*request, **model, response) : model.status();
+  });
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
                                                    const v1::ScoreRequest*, v1::ScoreResponse*) {
-  return Answer(context, RpcNotSupported("GenerationService.Score"));
+  return AnswerUnary(context, [] {
+    return Refusal(kNotSupported, "GenerationService.Score is not supported by this version");
+  });
 }
 
 }  // namespace firesteel::server

@@ -23,6 +23,8 @@ struct ServedModel {
   GenerationDefaults defaults;
   uint32_t max_prompt_tokens = 0;  // at most context − 1
   uint64_t max_message_bytes = 0;
+
+  const ModelConfig& config() const { return engine->weights().config; }
 };
 
 /// Filled before the server starts, read-only from then on, hence thread-safe. The first model is

@@ -8,26 +8,32 @@ namespace firesteel::server {
 grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* context,
                                                    const v1::ListModelsRequest*,
                                                    v1::ListModelsResponse* response) {
-  for (const auto& model : models_->models()) {
-    *response->add_models() = DescribeModel(*model, IsDefault(*model));
-  }
-  return Answer(context, absl::OkStatus());
+  return AnswerUnary(context, [&] {
+    for (const auto& model : models_->models()) {
+      *response->add_models() = DescribeModel(*model, IsDefault(*model));
+    }
+    return absl::OkStatus();
+  });
 }
 
 grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* context,
                                                  const v1::GetModelRequest* request,
                                                  v1::GetModelResponse* response) {
-  const auto model = models_->Find(request->model());
-  if (!model.ok()) return Answer(context, model.status());
-  *response->mutable_model() = DescribeModel(**model, IsDefault(**model));
-  return Answer(context, absl::OkStatus());
+  return AnswerUnary(context, [&] {
+    const auto model = models_->Find(request->model());
+    if (!model.ok()) return model.status();
+    *response->mutable_model() = DescribeModel(**model, IsDefault(**model));
+    return absl::OkStatus();
+  });
 }
 
 grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContext* context,
                                                       const v1::GetServerInfoRequest*,
                                                       v1::GetServerInfoResponse* response) {
-  *response = info_;
-  return Answer(context, absl::OkStatus());
+  return AnswerUnary(context, [&] {
+    *response = info_;
+    return absl::OkStatus();
+  });
 }
 
 }  // namespace firesteel::server

@@ -8,13 +8,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "server/status.h"
+#include "server/tokenization.h"
 
 namespace firesteel::server {
 namespace {
 
 constexpr char kNotSupported[] = "is not supported by this version of the server";
-
-const ModelConfig& ConfigOf(const ServedModel& model) { return model.engine->weights().config; }
 
 /// `value` must lie in [min, max]; NaN does not.
 void CheckRange(const char* field, float value, float min, float max, FieldViolations* violations) {
@@ -28,31 +27,7 @@ void CheckAtMost(const std::string& field, uint64_t value, uint64_t max,
   violations->Add(field, absl::StrCat("is ", value, "; must be at most ", max));
 }
 
-void CheckTokenId(const std::string& field, uint32_t id, size_t vocab_size,
-                  FieldViolations* violations) {
-  if (id < vocab_size) return;
-  violations->Add(field,
-                  absl::StrCat("is ", id, "; token ids of this model are below ", vocab_size));
-}
-
 // --- The prompt ---
-
-std::vector<int32_t> TokenizePrompt(const std::string& text, const ServedModel& model,
-                                    FieldViolations* violations) {
-  const uint64_t max_bytes = RequestLimits::kMaxPromptBytesPerToken * model.max_prompt_tokens;
-  if (text.size() > max_bytes) {
-    violations->Add("prompt",
-                    absl::StrCat("has ", text.size(), " bytes; at most ", max_bytes,
-                                 " fit this model (", model.max_prompt_tokens, " tokens)"));
-    return {};
-  }
-  auto ids = model.engine->tokenizer().EncodePrompt(text);
-  if (!ids.ok()) {
-    violations->Add("prompt", absl::StrCat("cannot be tokenized: ", ids.status().message()));
-    return {};
-  }
-  return *std::move(ids);
-}
 
 std::vector<int32_t> CheckPromptIds(const v1::TokenIds& tokens, const ServedModel& model,
                                     FieldViolations* violations) {
@@ -60,10 +35,10 @@ std::vector<int32_t> CheckPromptIds(const v1::TokenIds& tokens, const ServedMode
     violations->Add("token_ids.ids", "is empty; at least one token is needed");
     return {};
   }
-  const size_t vocab_size = ConfigOf(model).vocab_size;
+  const size_t vocab_size = model.config().vocab_size;
   for (int i = 0; i < tokens.ids_size(); ++i) {
     if (tokens.ids(i) < vocab_size) continue;
-    CheckTokenId(absl::StrCat("token_ids.ids[", i, "]"), tokens.ids(i), vocab_size, violations);
+    CheckTokenId(absl::StrCat("token_ids.ids[", i, "]"), tokens.ids(i), model, violations);
     return {};
   }
   return {tokens.ids().begin(), tokens.ids().end()};
@@ -74,14 +49,14 @@ std::vector<int32_t> TranslatePrompt(const v1::GenerateRequest& request, const S
   std::vector<int32_t> prompt;
   const bool is_text = request.has_prompt();
   if (is_text) {
-    prompt = TokenizePrompt(request.prompt(), model, violations);
+    prompt = TokenizeText("prompt", request.prompt(), model, violations);
   } else if (request.has_token_ids()) {
     prompt = CheckPromptIds(request.token_ids(), model, violations);
   } else {
     violations->Add("prompt", "is not set; either prompt or token_ids is needed");
   }
   const char* const field = is_text ? "prompt" : "token_ids.ids";
-  const size_t context = ConfigOf(model).max_position_embeddings;
+  const size_t context = model.config().max_position_embeddings;
   if (prompt.size() >= context) {
     violations->Add(
         field, absl::StrCat("has ", prompt.size(),
@@ -95,7 +70,7 @@ std::vector<int32_t> TranslatePrompt(const v1::GenerateRequest& request, const S
 
 // --- How to draw and when to stop ---
 
-void RefusePenalties(const v1::SamplingParameters& in, size_t vocab_size,
+void RefusePenalties(const v1::SamplingParameters& in, const ServedModel& model,
                      FieldViolations* violations) {
   if (in.has_repetition_penalty() && in.repetition_penalty() != 1.0f) {
     const float value = in.repetition_penalty();
@@ -123,7 +98,7 @@ void RefusePenalties(const v1::SamplingParameters& in, size_t vocab_size,
   }
   for (const auto& [id, bias] : in.logit_bias()) {
     const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
-    CheckTokenId(field, id, vocab_size, violations);
+    CheckTokenId(field, id, model, violations);
     CheckRange(field.c_str(), bias, -100, 100, violations);
   }
   violations->Add("sampling.logit_bias",
@@ -146,11 +121,11 @@ SamplingParams TranslateSampling(const v1::SamplingParameters& in, const ServedM
                     absl::StrCat("is ", out.top_p, "; must be above 0 and at most 1"));
   }
   CheckRange("sampling.min_p", out.min_p, 0, 1, violations);
-  RefusePenalties(in, ConfigOf(model).vocab_size, violations);
+  RefusePenalties(in, model, violations);
   return out;
 }
 
-StoppingParams TranslateStopping(const v1::StoppingCriteria& in, size_t vocab_size,
+StoppingParams TranslateStopping(const v1::StoppingCriteria& in, const ServedModel& model,
                                  uint32_t max_tokens, FieldViolations* violations) {
   using Limits = RequestLimits;
   if (in.stop_size() > static_cast<int>(Limits::kMaxStopStrings)) {
@@ -170,7 +145,7 @@ StoppingParams TranslateStopping(const v1::StoppingCriteria& in, size_t vocab_si
                                  Limits::kMaxStopTokenIds, " are allowed"));
   }
   for (int i = 0; i < in.stop_token_ids_size(); ++i) {
-    CheckTokenId(absl::StrCat("stopping.stop_token_ids[", i, "]"), in.stop_token_ids(i), vocab_size,
+    CheckTokenId(absl::StrCat("stopping.stop_token_ids[", i, "]"), in.stop_token_ids(i), model,
                  violations);
   }
   if (in.min_tokens() > max_tokens) {
@@ -246,7 +221,7 @@ v1::ModelShape DescribeShape(const ModelConfig& config) {
 v1::ModelLimits DescribeLimits(const ServedModel& model) {
   const EngineOptions& options = model.engine->options();
   v1::ModelLimits limits;
-  limits.set_max_context_tokens(ConfigOf(model).max_position_embeddings);
+  limits.set_max_context_tokens(model.config().max_position_embeddings);
   limits.set_max_prompt_tokens(model.max_prompt_tokens);
   limits.set_max_sequences(RequestLimits::kMaxSequences);
   limits.set_max_stop_strings(RequestLimits::kMaxStopStrings);
@@ -268,15 +243,14 @@ v1::ModelLimits DescribeLimits(const ServedModel& model) {
 
 absl::StatusOr<GenerationRequest> TranslateRequest(const v1::GenerateRequest& request,
                                                    const ServedModel& model, bool* needs_seed) {
-  const ModelConfig& config = ConfigOf(model);
+  const ModelConfig& config = model.config();
   FieldViolations violations;
   GenerationRequest out;
   out.max_tokens =
       request.has_max_tokens() ? request.max_tokens() : RequestLimits::kDefaultMaxTokens;
   if (out.max_tokens == 0) violations.Add("max_tokens", "is 0; must be at least 1");
   out.sampling = TranslateSampling(request.sampling(), model, &violations);
-  out.stopping =
-      TranslateStopping(request.stopping(), config.vocab_size, out.max_tokens, &violations);
+  out.stopping = TranslateStopping(request.stopping(), model, out.max_tokens, &violations);
   CheckTheRest(request, &violations);
   // Last, and text only if all else is well: tokenizing is the part that costs.
   if (violations.empty() || !request.has_prompt()) {

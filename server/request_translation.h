@@ -26,9 +26,6 @@ struct RequestLimits {
   static constexpr uint32_t kMaxLogitBiases = 1024;
   static constexpr uint32_t kMaxCacheSaltBytes = 256;
   static constexpr float kMaxTemperature = 100;
-  /// Text is refused before it is tokenized where it has more bytes than this for each allowed
-  /// token: it can't fit, and tokenizing it would keep others waiting.
-  static constexpr uint64_t kMaxPromptBytesPerToken = 64;
 };
 
 /// Checks every field of `request` against `model` and turns it into the runtime's terms. Request

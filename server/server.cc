@@ -132,6 +132,7 @@ absl::Status Server::Listen(const ServerConfig& config) {
   builder.AddListeningPort(config.address, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(&generation_service_);
   builder.RegisterService(&model_service_);
+  builder.RegisterCallbackGenericService(&unknown_method_service_);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(
       MakeParseErrorInterceptor({v1::GenerateRequest::descriptor()->file()->service(0),

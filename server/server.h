@@ -22,6 +22,7 @@
 #include "server/metrics_endpoint.h"
 #include "server/model_registry.h"
 #include "server/model_service.h"
+#include "server/unknown_method.h"
 
 namespace firesteel::server {
 
@@ -74,6 +75,7 @@ class Server {
   DeliveryThread delivery_;
   GenerationService generation_service_;
   ModelService model_service_;
+  UnknownMethodService unknown_method_service_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::unique_ptr<grpc::Server> grpc_;
   std::unique_ptr<HealthMonitor> health_;

@@ -4,23 +4,17 @@
 
 #include <gmock/gmock.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
-#include <spdlog/sinks/null_sink.h>
 
 #include <chrono>
 #include <future>
 #include <thread>
 
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
-#include "firesteel/v1/generation_service.grpc.pb.h"
-#include "firesteel/v1/model_service.grpc.pb.h"
 #include "google/rpc/error_details.pb.h"
-#include "grpc/health/v1/health.grpc.pb.h"
 #include "server/fake_engine.h"
-#include "server/logging.h"
 #include "server/options.h"
+#include "server/server_fixture.h"
 #include "server/status.h"
 #include "server/test_client.h"
 
@@ -32,128 +26,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-using HealthResponse = grpc::health::v1::HealthCheckResponse;
-
-class ServerTest : public testing::Test {
- protected:
-  ServerTest() {
-    SetUpLogging("off", LogFormat::kText, std::make_shared<spdlog::sinks::null_sink_mt>());
-    Start(ServerConfig{.simd_target = "TEST", .threads = 3});
-  }
-
-  void Start(ServerConfig config) {
-    auto metrics = std::make_unique<ServerMetrics>();
-    auto models = std::make_unique<ModelRegistry>();
-    for (const char* name : {"alpha", "beta"}) {
-      EngineMetrics* const observer = metrics->AddModel(name, FakeModelConfig());
-      observer->StartCounting();
-      ServedModel model;
-      model.name = name;
-      auto engine = std::make_unique<FakeEngine>(observer);
-      (std::string(name) == "alpha" ? alpha_ : beta_) = engine.get();
-      model.engine = std::move(engine);
-      model.max_prompt_tokens = 127;
-      model.max_message_bytes = config.max_message_bytes;
-      models->Add(std::move(model));
-    }
-    auto server = Server::Start(config, std::move(metrics), std::move(models));
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
-    channel_ = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
-    generation_ = v1::GenerationService::NewStub(channel_);
-    models_ = v1::ModelService::NewStub(channel_);
-    health_ = grpc::health::v1::Health::NewStub(channel_);
-  }
-
-  static v1::GenerateRequest Request(const std::string& prompt = "hey") {
-    v1::GenerateRequest request;
-    request.set_prompt(prompt);
-    return request;
-  }
-
-  grpc::Status Generate(const v1::GenerateRequest& request, v1::GenerateResponse* response) {
-    grpc::ClientContext context;
-    return generation_->Generate(&context, request, response);
-  }
-
-  grpc::Status HealthOf(const std::string& name, HealthResponse* response) {
-    grpc::ClientContext context;
-    grpc::health::v1::HealthCheckRequest request;
-    request.set_service(name);
-    return health_->Check(&context, request, response);
-  }
-
-  HealthResponse::ServingStatus StatusOfName(const std::string& name) {
-    HealthResponse response;
-    const grpc::Status status = HealthOf(name, &response);
-    EXPECT_TRUE(status.ok()) << name << ": " << status.error_message();
-    return response.status();
-  }
-
-  /// Sends these bytes as the request of a unary call.
-  grpc::Status CallRaw(const std::string& method, const std::string& bytes,
-                       std::string* answer = nullptr) {
-    grpc::GenericStub stub(channel_);
-    grpc::ClientContext context;
-    const grpc::Slice slice(bytes);
-    const grpc::ByteBuffer request(&slice, 1);
-    grpc::ByteBuffer response;
-    grpc::Status status;
-    absl::Notification done;
-    stub.UnaryCall(&context, method, grpc::StubOptions(), &request, &response, [&](grpc::Status s) {
-      status = std::move(s);
-      done.Notify();
-    });
-    done.WaitForNotification();
-    grpc::Slice whole;
-    if (answer != nullptr && response.Valid() && response.DumpToSingleSlice(&whole).ok()) {
-      answer->assign(reinterpret_cast<const char*>(whole.begin()), whole.size());
-    }
-    return status;
-  }
-
-  std::string Scrape() const { return HttpGet(server_->metrics_address(), "/metrics"); }
-
-  double Metric(const std::string& series) const {
-    const auto value = MetricValue(Scrape(), series);
-    EXPECT_TRUE(value.has_value()) << series;
-    return value.value_or(-1);
-  }
-
-  std::unique_ptr<Server> server_;
-  FakeEngine* alpha_ = nullptr;  // the default model
-  FakeEngine* beta_ = nullptr;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::GenerationService::Stub> generation_;
-  std::unique_ptr<v1::ModelService::Stub> models_;
-  std::unique_ptr<grpc::health::v1::Health::Stub> health_;
-};
-
-/// Every message of a stream, and its end.
-struct Streamed {
-  std::vector<v1::GenerateStreamResponse> messages;
-  grpc::Status status;
-
-  std::string text() const {
-    std::string all;
-    for (const auto& message : messages) all += message.sequence().text();
-    return all;
-  }
-};
-
-Streamed ReadAll(grpc::ClientReader<v1::GenerateStreamResponse>* reader) {
-  Streamed out;
-  v1::GenerateStreamResponse message;
-  while (reader->Read(&message)) out.messages.push_back(message);
-  out.status = reader->Finish();
-  return out;
-}
-
-std::string FirstValue(const std::multimap<grpc::string_ref, grpc::string_ref>& metadata,
-                       const std::string& key) {
-  const auto entry = metadata.find(key);
-  return entry == metadata.end() ? "" : std::string(entry->second.data(), entry->second.size());
-}
 
 // --- Generate ---
 
@@ -468,21 +340,38 @@ TEST_F(ServerTest, MessagesBeyondTheLimitAreRefused) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
-TEST_F(ServerTest, WaitingMethodsAreUnimplementedByName) {
-  const auto expect = [](const grpc::Status& status, const std::string& name) {
-    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-    EXPECT_THAT(status.error_message(), HasSubstr(name));
-    const auto info = FindDetail<google::rpc::ErrorInfo>(status);
-    ASSERT_TRUE(info.has_value());
-    EXPECT_EQ(info->reason(), "RPC_NOT_SUPPORTED");
+TEST_F(ServerTest, RefusalsTellRetryPoliciesWhatToDo) {
+  const auto pushback = [this](absl::Status refusal) {
+    alpha_->RefuseNext(std::move(refusal));
+    grpc::ClientContext context;
+    v1::GenerateResponse response;
+    EXPECT_FALSE(generation_->Generate(&context, Request(), &response).ok());
+    return FirstValue(context.GetServerTrailingMetadata(), "grpc-retry-pushback-ms");
   };
-  grpc::ClientContext c1, c2, c3;
-  v1::TokenizeResponse tokenized;
-  expect(generation_->Tokenize(&c1, {}, &tokenized), "Tokenize");
-  v1::DetokenizeResponse detokenized;
-  expect(generation_->Detokenize(&c2, {}, &detokenized), "Detokenize");
-  v1::ScoreResponse scored;
-  expect(generation_->Score(&c3, {}, &scored), "Score");
+  EXPECT_EQ(pushback(WithRetryDelay(absl::ResourceExhaustedError("full"), absl::Seconds(2))),
+            "2000");
+  EXPECT_EQ(pushback(absl::ResourceExhaustedError("for ever")), "-1");
+}
+
+// --- Tokenize, Detokenize ---
+
+TEST_F(ServerTest, TextBecomesTokensAndText) {
+  grpc::ClientContext tokenize_context;
+  v1::TokenizeRequest text;
+  text.set_text("hey");
+  text.set_model("beta");
+  v1::TokenizeResponse tokens;
+  ASSERT_TRUE(generation_->Tokenize(&tokenize_context, text, &tokens).ok());
+  EXPECT_EQ(tokens.model(), "beta");
+  ASSERT_EQ(tokens.tokens_size(), 4);
+  EXPECT_EQ(FirstValue(tokenize_context.GetServerTrailingMetadata(), "x-request-id").size(), 32u);
+
+  grpc::ClientContext detokenize_context;
+  v1::DetokenizeRequest ids;
+  for (const v1::Token& token : tokens.tokens()) ids.add_token_ids(token.token_id());
+  v1::DetokenizeResponse joined;
+  ASSERT_TRUE(generation_->Detokenize(&detokenize_context, ids, &joined).ok());
+  EXPECT_EQ(joined.text(), "hey");
 }
 
 // --- ModelService ---
@@ -677,7 +566,7 @@ TEST_F(ServerTest, GarbageIsAnErrorOfTheCall) {
         "/firesteel.v1.GenerationService/GenerateStream", "/firesteel.v1.ModelService/GetModel"}) {
     const grpc::Status status = CallRaw(method, "\xff\xff\xff\xff garbage");
     EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << method;
-    EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "INVALID_REQUEST");
+    EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "MALFORMED_REQUEST");
     EXPECT_EQ(StatusOfName(""), HealthResponse::SERVING);
   }
 }

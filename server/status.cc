@@ -38,31 +38,43 @@ std::string WireText(absl::string_view text, size_t max_bytes) {
   return plain ? out : absl::CEscape(out);
 }
 
-const char* DefaultReason(const absl::Status& status) {
+// Of statuses that come from the engine, which knows no reasons.
+const ErrorReason& DefaultReason(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
-      return kReasonInvalidRequest;
+      return kInvalidRequest;
     case absl::StatusCode::kNotFound:
-      return kReasonModelNotFound;
+      return kModelNotFound;
     case absl::StatusCode::kResourceExhausted:
-      return status.GetPayload(kRetryAfterPayload) ? kReasonOverloaded : kReasonExceedsCapacity;
+      return status.GetPayload(kRetryAfterPayload) ? kOverloaded : kExceedsCapacity;
     case absl::StatusCode::kUnavailable:
-      return kReasonDraining;
-    case absl::StatusCode::kUnimplemented:
-      return kReasonNotSupported;
+      return kDraining;
     case absl::StatusCode::kCancelled:
-      return kReasonCancelled;
+      return kCancelled;
     case absl::StatusCode::kDeadlineExceeded:
-      return kReasonDeadline;
+      return kDeadlineExceeded;
     default:
-      return kReasonInternal;
+      return kInternalError;
   }
 }
 
-google::rpc::RetryInfo MakeRetryInfo(const absl::Cord& milliseconds) {
+google::rpc::ErrorInfo MakeErrorInfo(const ErrorReason& reason) {
+  google::rpc::ErrorInfo info;
+  info.set_reason(reason.name);
+  info.set_domain(kErrorDomain);
+  return info;
+}
+
+// The suggested wait, if there is one.
+std::optional<int64_t> RetryMilliseconds(const absl::Status& status) {
+  const auto payload = status.GetPayload(kRetryAfterPayload);
+  if (!payload) return std::nullopt;
   int64_t ms = 0;
-  if (!absl::SimpleAtoi(std::string(milliseconds), &ms)) ms = 1000;
-  ms = std::clamp<int64_t>(ms, 1, 600'000);
+  if (!absl::SimpleAtoi(std::string(*payload), &ms)) ms = 1000;
+  return std::clamp<int64_t>(ms, 1, 600'000);
+}
+
+google::rpc::RetryInfo MakeRetryInfo(int64_t ms) {
   google::rpc::RetryInfo retry;
   retry.mutable_retry_delay()->set_seconds(ms / 1000);
   retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(ms % 1000 * 1'000'000));
@@ -83,9 +95,9 @@ absl::Status FieldViolations::ToStatus() const {
   const auto& first = bad_request_.field_violations(0);
   std::string message = absl::StrCat(first.field(), ": ", first.description());
   if (count_ > 1) absl::StrAppend(&message, " (and ", count_ - 1, " more)");
-  absl::Status status = absl::InvalidArgumentError(message);
+  absl::Status status = Refusal(kInvalidRequest, message);
   SetPayload(bad_request_, &status);
-  return WithReason(std::move(status), kReasonInvalidRequest);
+  return status;
 }
 
 absl::Status InvalidField(absl::string_view field, absl::string_view description) {
@@ -95,23 +107,27 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
 }
 
 absl::Status ModelNotFound(absl::string_view name) {
-  return WithReason(
-      absl::NotFoundError(absl::StrCat("model: no model named ", Quoted(name), " is loaded")),
-      kReasonModelNotFound);
+  return Refusal(kModelNotFound,
+                 absl::StrCat("model: no model named ", Quoted(name), " is loaded"));
 }
 
-absl::Status RpcNotSupported(absl::string_view method) {
-  return WithReason(
-      absl::UnimplementedError(absl::StrCat(method, " is not supported by this version")),
-      kReasonNotSupported);
-}
-
-absl::Status WithReason(absl::Status status, absl::string_view reason) {
-  google::rpc::ErrorInfo info;
-  info.set_reason(std::string(reason));
-  info.set_domain(kErrorDomain);
-  SetPayload(info, &status);
+absl::Status Refusal(const ErrorReason& reason, absl::string_view message) {
+  absl::Status status(reason.code, message);
+  SetPayload(MakeErrorInfo(reason), &status);
   return status;
+}
+
+absl::Status WithRetryDelay(absl::Status status, absl::Duration delay) {
+  const std::string ms =
+      absl::StrCat(absl::ToInt64Milliseconds(absl::Ceil(delay, absl::Milliseconds(1))));
+  status.SetPayload(kRetryAfterPayload, absl::Cord(absl::string_view(ms)));
+  return status;
+}
+
+std::optional<int64_t> RetryPushbackMs(const absl::Status& status) {
+  if (const auto ms = RetryMilliseconds(status)) return ms;
+  if (status.code() == absl::StatusCode::kResourceExhausted) return -1;
+  return std::nullopt;
 }
 
 std::string Quoted(absl::string_view value) {
@@ -133,14 +149,9 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     detail->set_value(std::string(payload));
   });
   if (!status.GetPayload(TypeUrl<google::rpc::ErrorInfo>())) {
-    google::rpc::ErrorInfo info;
-    info.set_reason(DefaultReason(status));
-    info.set_domain(kErrorDomain);
-    wire.add_details()->PackFrom(info);
+    wire.add_details()->PackFrom(MakeErrorInfo(DefaultReason(status)));
   }
-  if (const auto retry = status.GetPayload(kRetryAfterPayload)) {
-    wire.add_details()->PackFrom(MakeRetryInfo(*retry));
-  }
+  if (const auto ms = RetryMilliseconds(status)) wire.add_details()->PackFrom(MakeRetryInfo(*ms));
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), wire.message(),
                       wire.SerializeAsString());
 }

@@ -10,10 +10,13 @@
 #include <grpcpp/support/status.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace firesteel::server {
@@ -21,16 +24,37 @@ namespace firesteel::server {
 /// Domain of every google.rpc.ErrorInfo that the server sends.
 inline constexpr char kErrorDomain[] = "firesteel";
 
-/// Reasons of google.rpc.ErrorInfo: stable, programs rely on them.
-inline constexpr char kReasonInvalidRequest[] = "INVALID_REQUEST";
-inline constexpr char kReasonModelNotFound[] = "MODEL_NOT_FOUND";
-inline constexpr char kReasonOverloaded[] = "OVERLOADED";
-inline constexpr char kReasonExceedsCapacity[] = "EXCEEDS_CAPACITY";
-inline constexpr char kReasonDraining[] = "SERVER_DRAINING";
-inline constexpr char kReasonNotSupported[] = "RPC_NOT_SUPPORTED";
-inline constexpr char kReasonCancelled[] = "REQUEST_CANCELLED";
-inline constexpr char kReasonDeadline[] = "DEADLINE_EXCEEDED";
-inline constexpr char kReasonInternal[] = "INTERNAL_ERROR";
+/// A reason of google.rpc.ErrorInfo and the code it goes with. Names are stable: programs rely on
+/// them. docs/errors.md says of each when it comes and what to do, and a test holds the two
+/// together.
+struct ErrorReason {
+  const char* name;
+  absl::StatusCode code;
+};
+
+inline constexpr ErrorReason kInvalidRequest = {"INVALID_REQUEST",
+                                                absl::StatusCode::kInvalidArgument};
+inline constexpr ErrorReason kMalformedRequest = {"MALFORMED_REQUEST",
+                                                  absl::StatusCode::kInvalidArgument};
+inline constexpr ErrorReason kModelNotFound = {"MODEL_NOT_FOUND", absl::StatusCode::kNotFound};
+inline constexpr ErrorReason kOverloaded = {"OVERLOADED", absl::StatusCode::kResourceExhausted};
+inline constexpr ErrorReason kExceedsCapacity = {"EXCEEDS_CAPACITY",
+                                                 absl::StatusCode::kResourceExhausted};
+inline constexpr ErrorReason kDraining = {"SERVER_DRAINING", absl::StatusCode::kUnavailable};
+inline constexpr ErrorReason kNotSupported = {"RPC_NOT_SUPPORTED",
+                                              absl::StatusCode::kUnimplemented};
+inline constexpr ErrorReason kMethodNotFound = {"METHOD_NOT_FOUND",
+                                                absl::StatusCode::kUnimplemented};
+inline constexpr ErrorReason kCancelled = {"REQUEST_CANCELLED", absl::StatusCode::kCancelled};
+inline constexpr ErrorReason kDeadlineExceeded = {"DEADLINE_EXCEEDED",
+                                                  absl::StatusCode::kDeadlineExceeded};
+inline constexpr ErrorReason kInternalError = {"INTERNAL_ERROR", absl::StatusCode::kInternal};
+
+/// All of them.
+inline constexpr ErrorReason kErrorReasons[] = {
+    kInvalidRequest,  kMalformedRequest, kModelNotFound, kOverloaded,
+    kExceedsCapacity, kDraining,         kNotSupported,  kMethodNotFound,
+    kCancelled,       kDeadlineExceeded, kInternalError};
 
 /// Collects everything that is wrong in a request, so that its sender can mend it in one go. Only
 /// the first kMaxListed go over the wire: all of them together must fit into the trailing metadata
@@ -59,19 +83,24 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
 /// NotFound for a model that is not loaded.
 absl::Status ModelNotFound(absl::string_view name);
 
-/// Unimplemented for a method of the API that this version lacks, e.g. "GenerationService.Score".
-absl::Status RpcNotSupported(absl::string_view method);
+/// A refusal of that reason: its code, its google.rpc.ErrorInfo, and a message for people.
+absl::Status Refusal(const ErrorReason& reason, absl::string_view message);
 
-/// `status` with a google.rpc.ErrorInfo of this reason.
-absl::Status WithReason(absl::Status status, absl::string_view reason);
+/// `status` with the hint that the same call may go through after `delay`.
+absl::Status WithRetryDelay(absl::Status status, absl::Duration delay);
+
+/// What a client's retry policy is told in the trailer grpc-retry-pushback-ms: the hint in
+/// milliseconds where `status` has one, −1 (never) where the same call can't ever go through though
+/// its code says that it might, nothing otherwise.
+std::optional<int64_t> RetryPushbackMs(const absl::Status& status);
 
 /// A string from outside as it may appear in a message or a log line: quoted, escaped, cut after 64
 /// bytes.
 std::string Quoted(absl::string_view value);
 
 /// What goes over the wire: code, message, and as details every google.rpc payload, an ErrorInfo (a
-/// reason by code where none was given) and a RetryInfo where the engine suggested a wait
-/// (kRetryAfterPayload).
+/// reason by code where none was given) and a RetryInfo where a wait was suggested
+/// (kRetryAfterPayload of the engine, WithRetryDelay).
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 }  // namespace firesteel::server

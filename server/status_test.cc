@@ -42,7 +42,6 @@ TEST(ToGrpcStatusTest, EveryCodeHasAStableReason) {
       {absl::NotFoundError("x"), "MODEL_NOT_FOUND"},
       {absl::ResourceExhaustedError("x"), "EXCEEDS_CAPACITY"},
       {absl::UnavailableError("x"), "SERVER_DRAINING"},
-      {absl::UnimplementedError("x"), "RPC_NOT_SUPPORTED"},
       {absl::CancelledError("x"), "REQUEST_CANCELLED"},
       {absl::DeadlineExceededError("x"), "DEADLINE_EXCEEDED"},
       {absl::InternalError("x"), "INTERNAL_ERROR"},
@@ -65,6 +64,15 @@ TEST(ToGrpcStatusTest, SuggestedWaitBecomesRetryInfo) {
   EXPECT_EQ(retry.retry_delay().seconds(), 2);
   EXPECT_EQ(retry.retry_delay().nanos(), 500'000'000);
   EXPECT_EQ(Detail<google::rpc::ErrorInfo>(wire).reason(), "OVERLOADED");
+}
+
+// What gRPC's own retry policies obey.
+TEST(RetryPushbackTest, SaysWhenOrNever) {
+  const absl::Status full = absl::ResourceExhaustedError("x");
+  EXPECT_EQ(RetryPushbackMs(WithRetryDelay(full, absl::Microseconds(1500))), 2);
+  EXPECT_EQ(RetryPushbackMs(full), -1);
+  EXPECT_EQ(RetryPushbackMs(absl::UnavailableError("x")), std::nullopt);
+  EXPECT_EQ(RetryPushbackMs(absl::OkStatus()), std::nullopt);
 }
 
 TEST(ToGrpcStatusTest, NonsenseWaitIsBounded) {

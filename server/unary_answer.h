@@ -1,4 +1,4 @@
-// The end of a unary call that is answered at once.
+// Unary calls that are answered at once, on gRPC's own thread.
 
 #ifndef FIRESTEEL_SERVER_UNARY_ANSWER_H_
 #define FIRESTEEL_SERVER_UNARY_ANSWER_H_
@@ -6,22 +6,17 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <functional>
+
 #include "absl/status/status.h"
-#include "server/call_metadata.h"
-#include "server/status.h"
 
 namespace firesteel::server {
 
-/// Ends the call with `status`, echoing the request id. The response was filled before.
-inline grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context,
-                                        const absl::Status& status) {
-  const CallMetadata metadata = ReadCallMetadata(*context);
-  if (status.ok()) context->AddInitialMetadata(kRequestIdKey, metadata.request_id);
-  context->AddTrailingMetadata(kRequestIdKey, metadata.request_id);
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
+/// Runs `handle`, which checks the request, fills the response and says how that went, and ends the
+/// call with what it says. The request id is echoed. What `handle` throws is an error of this call
+/// only.
+grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
+                                      const std::function<absl::Status()>& handle);
 
 }  // namespace firesteel::server
 

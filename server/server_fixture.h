@@ -1,0 +1,154 @@
+// A server on the loopback with two scripted engines behind it, and a client of each service.
+
+#ifndef FIRESTEEL_SERVER_SERVER_FIXTURE_H_
+#define FIRESTEEL_SERVER_SERVER_FIXTURE_H_
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <gtest/gtest.h>
+#include <spdlog/sinks/null_sink.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
+#include "firesteel/v1/generation_service.grpc.pb.h"
+#include "firesteel/v1/model_service.grpc.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
+#include "server/fake_engine.h"
+#include "server/logging.h"
+#include "server/server.h"
+#include "server/test_client.h"
+
+namespace firesteel::server {
+
+using HealthResponse = grpc::health::v1::HealthCheckResponse;
+
+/// The models are "alpha", the default one, and "beta".
+class ServerTest : public testing::Test {
+ protected:
+  ServerTest() {
+    SetUpLogging("off", LogFormat::kText, std::make_shared<spdlog::sinks::null_sink_mt>());
+    Start(ServerConfig{.simd_target = "TEST", .threads = 3});
+  }
+
+  void Start(ServerConfig config) {
+    auto metrics = std::make_unique<ServerMetrics>();
+    auto models = std::make_unique<ModelRegistry>();
+    for (const char* name : {"alpha", "beta"}) {
+      EngineMetrics* const observer = metrics->AddModel(name, FakeModelConfig());
+      observer->StartCounting();
+      ServedModel model;
+      model.name = name;
+      auto engine = std::make_unique<FakeEngine>(observer);
+      (std::string(name) == "alpha" ? alpha_ : beta_) = engine.get();
+      model.engine = std::move(engine);
+      model.max_prompt_tokens = 127;
+      model.max_message_bytes = config.max_message_bytes;
+      models->Add(std::move(model));
+    }
+    auto server = Server::Start(config, std::move(metrics), std::move(models));
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    channel_ = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
+    generation_ = v1::GenerationService::NewStub(channel_);
+    models_ = v1::ModelService::NewStub(channel_);
+    health_ = grpc::health::v1::Health::NewStub(channel_);
+  }
+
+  static v1::GenerateRequest Request(const std::string& prompt = "hey") {
+    v1::GenerateRequest request;
+    request.set_prompt(prompt);
+    return request;
+  }
+
+  grpc::Status Generate(const v1::GenerateRequest& request, v1::GenerateResponse* response) {
+    grpc::ClientContext context;
+    return generation_->Generate(&context, request, response);
+  }
+
+  grpc::Status HealthOf(const std::string& name, HealthResponse* response) {
+    grpc::ClientContext context;
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(name);
+    return health_->Check(&context, request, response);
+  }
+
+  HealthResponse::ServingStatus StatusOfName(const std::string& name) {
+    HealthResponse response;
+    const grpc::Status status = HealthOf(name, &response);
+    EXPECT_TRUE(status.ok()) << name << ": " << status.error_message();
+    return response.status();
+  }
+
+  /// Sends these bytes as the request of a unary call.
+  grpc::Status CallRaw(const std::string& method, const std::string& bytes,
+                       std::string* answer = nullptr) {
+    grpc::GenericStub stub(channel_);
+    grpc::ClientContext context;
+    const grpc::Slice slice(bytes);
+    const grpc::ByteBuffer request(&slice, 1);
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    absl::Notification done;
+    stub.UnaryCall(&context, method, grpc::StubOptions(), &request, &response, [&](grpc::Status s) {
+      status = std::move(s);
+      done.Notify();
+    });
+    done.WaitForNotification();
+    grpc::Slice whole;
+    if (answer != nullptr && response.Valid() && response.DumpToSingleSlice(&whole).ok()) {
+      answer->assign(reinterpret_cast<const char*>(whole.begin()), whole.size());
+    }
+    return status;
+  }
+
+  std::string Scrape() const { return HttpGet(server_->metrics_address(), "/metrics"); }
+
+  double Metric(const std::string& series) const {
+    const auto value = MetricValue(Scrape(), series);
+    EXPECT_TRUE(value.has_value()) << series;
+    return value.value_or(-1);
+  }
+
+  std::unique_ptr<Server> server_;
+  FakeEngine* alpha_ = nullptr;  // the default model
+  FakeEngine* beta_ = nullptr;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::GenerationService::Stub> generation_;
+  std::unique_ptr<v1::ModelService::Stub> models_;
+  std::unique_ptr<grpc::health::v1::Health::Stub> health_;
+};
+
+/// Every message of a stream, and its end.
+struct Streamed {
+  std::vector<v1::GenerateStreamResponse> messages;
+  grpc::Status status;
+
+  std::string text() const {
+    std::string all;
+    for (const auto& message : messages) all += message.sequence().text();
+    return all;
+  }
+};
+
+inline Streamed ReadAll(grpc::ClientReader<v1::GenerateStreamResponse>* reader) {
+  Streamed out;
+  v1::GenerateStreamResponse message;
+  while (reader->Read(&message)) out.messages.push_back(message);
+  out.status = reader->Finish();
+  return out;
+}
+
+inline std::string FirstValue(const std::multimap<grpc::string_ref, grpc::string_ref>& metadata,
+                              const std::string& key) {
+  const auto entry = metadata.find(key);
+  return entry == metadata.end() ? "" : std::string(entry->second.data(), entry->second.size());
+}
+
+}  // namespace firesteel::server
+
+#endif  // FIRESTEEL_SERVER_SERVER_FIXTURE_H_
