@@ -110,8 +110,6 @@ const std::map<std::string, ErrorsTest::Trigger>& ErrorsTest::Triggers() {
          t->alpha_->BeginDrain();
          return t->AnswerTo(Request());
        }},
-      {"RPC_NOT_SUPPORTED",
-       [](ErrorsTest* t) { return t->CallRaw("/firesteel.v1.GenerationService/Score", ""); }},
       {"METHOD_NOT_FOUND",
        [](ErrorsTest* t) { return t->CallRaw("/firesteel.v1.GenerationService/Sing", ""); }},
       {"REQUEST_CANCELLED",

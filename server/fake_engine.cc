@@ -161,16 +161,51 @@ void FakeEngine::Emit(RequestHandle handle, std::string text, std::vector<int32_
   Emit(handle, std::move(delta));
 }
 
+std::shared_ptr<GenerationSink> FakeEngine::SinkOf(RequestHandle handle) {
+  MutexLock lock(&mutex_);
+  const auto entry = running_.find(handle);
+  return entry == running_.end() ? nullptr : entry->second.sink;
+}
+
 void FakeEngine::Emit(RequestHandle handle, TokenDelta delta) {
   Post([this, handle, delta = std::move(delta)] {
-    std::shared_ptr<GenerationSink> sink;
-    {
-      MutexLock lock(&mutex_);
-      const auto entry = running_.find(handle);
-      if (entry != running_.end()) sink = entry->second.sink;
-    }
-    if (sink != nullptr) sink->OnDelta(delta);
+    if (const auto sink = SinkOf(handle)) sink->OnDelta(delta);
   });
+}
+
+void FakeEngine::EmitPromptLogprobs(RequestHandle handle) {
+  std::vector<TokenLogprob> logprobs;
+  const std::vector<int32_t> prompt = request(handle).prompt;
+  for (size_t i = 1; i < prompt.size(); ++i) {
+    logprobs.push_back({.token_id = prompt[i], .logprob = -static_cast<float>(i)});
+  }
+  Post([this, handle, logprobs = std::move(logprobs)] {
+    if (const auto sink = SinkOf(handle)) sink->OnPromptLogprobs(logprobs);
+  });
+}
+
+void FakeEngine::Answer(RequestHandle handle, uint32_t tokens) {
+  const GenerationRequest asked = request(handle);
+  if (asked.prompt_logprobs) EmitPromptLogprobs(handle);
+  const uint32_t count = std::min(tokens, asked.max_tokens);
+  for (uint32_t i = 0; i < count; ++i) {
+    for (uint32_t index = 0; index < asked.n; ++index) {
+      TokenDelta delta;
+      delta.index = index;
+      delta.text = absl::StrCat("t", i, " ");
+      delta.token_ids = {static_cast<int32_t>(i)};
+      if (asked.logprobs.has_value()) {
+        TokenLogprob entry = {.token_id = static_cast<int32_t>(i), .logprob = -0.5f};
+        for (uint32_t k = 0; k < *asked.logprobs; ++k) {
+          entry.alternatives.push_back({.token_id = static_cast<int32_t>(k), .logprob = -0.5f});
+        }
+        delta.logprobs.push_back(std::move(entry));
+      }
+      if (i + 1 == count) delta.end = SequenceEnd{FinishReason::kLength, ""};
+      Emit(handle, std::move(delta));
+    }
+  }
+  Finish(handle, FakeResult(FinishReason::kLength, count * asked.n));
 }
 
 void FakeEngine::Finish(RequestHandle handle, GenerationResult result) {
@@ -229,10 +264,7 @@ absl::StatusOr<Engine::RequestHandle> FakeEngine::Submit(GenerationRequest reque
     actions_.push_back([] {});  // wakes the thread, for the deadline
     changed_.NotifyAll();
   }
-  for (uint32_t i = 0; i < tokens; ++i) {
-    Emit(handle, absl::StrCat("t", i, " "), {static_cast<int32_t>(i)});
-  }
-  if (tokens > 0) Finish(handle, FakeResult(FinishReason::kLength, tokens));
+  if (tokens > 0) Answer(handle, tokens);
   return handle;
 }
 

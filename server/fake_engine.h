@@ -43,13 +43,16 @@ class FakeEngine final : public Engine {
   // --- The script ---
   /// The next request is refused so.
   void RefuseNext(absl::Status status, std::optional<RejectionReason> reason = std::nullopt);
-  /// Every request from now on gets so many deltas "tN " and finishes by itself.
+  /// Every request from now on gets so many deltas "tN " a sequence, with log-probabilities where
+  /// it asks for them, and finishes by itself.
   void AnswerAll(uint32_t tokens);
   /// The `index`-th admitted request, from 0. Waits for it.
   RequestHandle WaitForRequest(size_t index);
   GenerationRequest request(RequestHandle handle);
-  void Emit(RequestHandle handle, TokenDelta delta);
   void Emit(RequestHandle handle, std::string text, std::vector<int32_t> token_ids = {});
+  void Emit(RequestHandle handle, TokenDelta delta);
+  /// Log-probabilities −1, −2, … of the prompt's tokens but the first.
+  void EmitPromptLogprobs(RequestHandle handle);
   void Finish(RequestHandle handle, GenerationResult result);
   /// Waits until everything asked for so far has been handed to the sinks.
   void WaitUntilIdle();
@@ -82,6 +85,8 @@ class FakeEngine final : public Engine {
   using Action = std::function<void()>;
 
   void Main();
+  void Answer(RequestHandle handle, uint32_t tokens);
+  std::shared_ptr<GenerationSink> SinkOf(RequestHandle handle) ABSL_LOCKS_EXCLUDED(mutex_);
   void End(RequestHandle handle, GenerationResult result);
   void Post(Action action) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Time NextDeadline() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

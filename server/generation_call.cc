@@ -3,8 +3,6 @@
 #include <exception>
 #include <utility>
 
-#include "absl/random/random.h"
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/logging.h"
 #include "server/request_translation.h"
@@ -13,18 +11,11 @@
 namespace firesteel::server {
 namespace {
 
-// gRPC cancels a call at its deadline too, on a clock of whole milliseconds: a cancellation so
-// shortly before it is the deadline's.
-constexpr absl::Duration kDeadlineSlack = absl::Milliseconds(5);
-
-uint64_t RandomSeed() {
-  thread_local absl::BitGen generator;
-  return absl::Uniform<uint64_t>(generator);
-}
-
 double Milliseconds(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration); }
 
 }  // namespace
+
+// --- What all share ---
 
 GenerationCall::GenerationCall(grpc::CallbackServerContext* context, const char* method,
                                const CallServices& services)
@@ -45,88 +36,71 @@ void GenerationCall::Close() {
   self_.reset();
 }
 
-absl::Status GenerationCall::Admit(const v1::GenerateRequest& request) try {
-  const auto model = services_.models->Find(request.model());
-  if (!model.ok()) return model.status();
-  model_ = *model;
-  return_token_ids_ = request.output().return_token_ids();
-
-  bool needs_seed = false;
-  auto translated = TranslateRequest(request, *model_, &needs_seed);
-  if (!translated.ok()) return translated.status();
-  translated->request_id = metadata_.request_id;
-  translated->deadline = metadata_.deadline;
-  if (needs_seed) translated->sampling.seed = RandomSeed();
-
-  const auto handle = model_->engine->Submit(*std::move(translated), shared_from_this());
-  if (!handle.ok()) return handle.status();
+void GenerationCall::OnOutput() {
   MutexLock lock(&mutex_);
-  handle_ = *handle;
-  return absl::OkStatus();
-} catch (const std::exception& e) {
-  Log(LogLevel::kError, "request handling threw",
-      {{"request_id", metadata_.request_id}, {"error", e.what()}});
-  return absl::InternalError("the request could not be handled");
-}
-
-void GenerationCall::ScheduleIfWanted() {
-  if (scheduled_ || !WantsDelivery()) return;
+  if (scheduled_ || finished_) return;
   scheduled_ = true;
   services_.delivery->Schedule(shared_from_this());
 }
 
-void GenerationCall::OnDelta(TokenDelta delta) {
-  MutexLock lock(&mutex_);
-  if (abandoned_) return;
-  if (delta.end.has_value()) stop_match_ = std::move(delta.end->stop_match);
-  pending_.text += delta.text;
-  if (return_token_ids_) {
-    pending_.token_ids.insert(pending_.token_ids.end(), delta.token_ids.begin(),
-                              delta.token_ids.end());
+void GenerationCall::Deliver() {
+  {
+    MutexLock lock(&mutex_);
+    scheduled_ = false;
   }
-  ScheduleIfWanted();
+  try {
+    Pump();
+  } catch (const std::exception& e) {
+    // Nothing of the call may be lost but the call: gRPC ends it, and OnCancel sees to the rest.
+    Log(LogLevel::kError, "delivery threw",
+        {{"request_id", metadata_.request_id}, {"error", e.what()}});
+    context_->TryCancel();
+  }
 }
 
-void GenerationCall::OnFinish(GenerationResult result) {
-  MutexLock lock(&mutex_);
-  result_ = result;
-  pending_.result = std::move(result);
-  pending_.stop_match = stop_match_;
-  ScheduleIfWanted();
+absl::StatusOr<std::shared_ptr<Generation>> GenerationCall::Admit(
+    const std::string& model_name, const Generation::Translate& translate) try {
+  auto generation =
+      Generation::Start(*services_.models, model_name, translate, metadata_, shared_from_this());
+  if (!generation.ok()) return generation.status();
+  bool abandoned = false;
+  {
+    MutexLock lock(&mutex_);
+    std::erase_if(admitted_, [](const auto& entry) { return entry.expired(); });
+    admitted_.push_back(*generation);
+    model_ = (*generation)->model().name;
+    abandoned = abandoned_;
+  }
+  if (abandoned) (*generation)->Abandon();
+  return generation;
+} catch (const std::exception& e) {
+  Log(LogLevel::kError, "request handling threw",
+      {{"request_id", metadata_.request_id}, {"error", e.what()}});
+  return Refusal(kInternalError, "the request could not be handled");
 }
 
 void GenerationCall::Abandon() {
-  std::optional<Engine::RequestHandle> handle;
+  std::vector<std::weak_ptr<Generation>> admitted;
   {
     MutexLock lock(&mutex_);
     abandoned_ = true;
-    pending_.text.clear();
-    pending_.token_ids.clear();
-    handle = handle_;
+    admitted = admitted_;
   }
-  // At the deadline the engine ends the request by itself, and counts it as what it is.
-  const bool deadline_passed = absl::Now() + kDeadlineSlack >= metadata_.deadline;
-  if (handle.has_value() && !deadline_passed) model_->engine->Cancel(*handle);
+  for (const auto& entry : admitted) {
+    if (const auto generation = entry.lock()) generation->Abandon();
+  }
 }
 
-absl::Status GenerationCall::StatusOf(const GenerationResult& result) const {
-  switch (result.reason) {
-    case FinishReason::kLength:
-    case FinishReason::kEos:
-    case FinishReason::kStop:
-      return absl::OkStatus();
-    case FinishReason::kDeadlineExceeded:
-      return absl::DeadlineExceededError(
-          absl::StrCat("the deadline passed after ", result.usage.generated_tokens, " tokens"));
-    case FinishReason::kCancelled: {
-      MutexLock lock(&mutex_);
-      if (abandoned_) return absl::CancelledError("the client cancelled");
-      return absl::UnavailableError("the server is shutting down");
-    }
-    case FinishReason::kError:
-      break;
+void GenerationCall::Account(const GenerationResult& result, const std::string& model) {
+  model_ = model;
+  Usage usage = result.usage;
+  if (result_.has_value()) {
+    usage.prompt_tokens += result_->usage.prompt_tokens;
+    usage.cached_tokens += result_->usage.cached_tokens;
+    usage.generated_tokens += result_->usage.generated_tokens;
   }
-  return result.status.ok() ? absl::InternalError("the generation failed") : result.status;
+  result_ = result;
+  result_->usage = usage;
 }
 
 grpc::Status GenerationCall::PrepareFinish(const absl::Status& status) {
@@ -136,19 +110,11 @@ grpc::Status GenerationCall::PrepareFinish(const absl::Status& status) {
   return ToGrpcStatus(status);
 }
 
-void GenerationCall::FillSequence(Output output, v1::Sequence* sequence) const {
-  sequence->set_text(std::move(output.text));
-  sequence->mutable_token_ids()->Add(output.token_ids.begin(), output.token_ids.end());
-  if (!output.result.has_value()) return;
-  sequence->set_finish_reason(ToProto(output.result->reason));
-  sequence->set_stop_match(std::move(output.stop_match));
-}
-
 void GenerationCall::WriteLogLine() const {
   LogFields fields = {{"method", method_}, {"request_id", metadata_.request_id}};
   if (!metadata_.traceparent.empty()) fields["traceparent"] = metadata_.traceparent;
-  fields["model"] = model_ == nullptr ? "" : model_->name;
   MutexLock lock(&mutex_);
+  fields["model"] = model_;
   fields["status"] = absl::StatusCodeToString(final_status_.code());
   if (!final_status_.ok()) fields["error"] = std::string(final_status_.message());
   if (result_.has_value()) {
@@ -164,54 +130,130 @@ void GenerationCall::WriteLogLine() const {
   Log(LogLevel::kInfo, "request", fields);
 }
 
+// --- Answered once ---
+
+void UnaryGenerationCall::Refuse(const absl::Status& status) {
+  Open();
+  EndRefused(status);
+}
+
+void UnaryGenerationCall::EndRefused(const absl::Status& status) {
+  {
+    MutexLock lock(&mutex_);
+    finished_ = true;
+  }
+  Finish(PrepareFinish(status));
+}
+
+void UnaryGenerationCall::Start(const std::vector<Part>& parts) {
+  Open();
+  std::vector<std::shared_ptr<Generation>> admitted;
+  for (const Part& part : parts) {
+    auto generation = Admit(part.model, part.translate);
+    if (!generation.ok()) {
+      Abandon();
+      EndRefused(generation.status());
+      return;
+    }
+    admitted.push_back(*std::move(generation));
+  }
+  {
+    MutexLock lock(&mutex_);
+    parts_ = std::move(admitted);
+  }
+  OnOutput();  // they may have finished already
+}
+
+void UnaryGenerationCall::Pump() {
+  std::vector<std::shared_ptr<Generation>> parts;
+  bool abandoned = false;
+  {
+    MutexLock lock(&mutex_);
+    if (finished_ || parts_.empty()) return;
+    for (const auto& part : parts_) {
+      if (!part->finished()) return;
+    }
+    finished_ = true;
+    abandoned = abandoned_;
+    parts = std::move(parts_);
+  }
+  absl::Status status;
+  for (const auto& part : parts) {
+    const GenerationResult result = *part->result();
+    if (status.ok()) status = StatusOf(result, abandoned);
+    MutexLock lock(&mutex_);
+    Account(result, part->model().name);
+  }
+  if (status.ok()) {
+    try {
+      Fill(parts);
+    } catch (const std::exception& e) {
+      Log(LogLevel::kError, "answering threw",
+          {{"request_id", metadata_.request_id}, {"error", e.what()}});
+      status = Refusal(kInternalError, "the answer could not be put together");
+    }
+  }
+  if (status.ok()) context_->AddInitialMetadata(kRequestIdKey, metadata_.request_id);
+  Finish(PrepareFinish(status));
+}
+
 namespace {
 
-/// Answers once, when everything is there.
-class UnaryCall final : public GenerationCall, public grpc::ServerUnaryReactor {
+class GenerateCall final : public UnaryGenerationCall {
  public:
-  UnaryCall(grpc::CallbackServerContext* context, v1::GenerateResponse* response,
-            const CallServices& services)
-      : GenerationCall(context, "Generate", services), response_(response) {}
+  GenerateCall(grpc::CallbackServerContext* context, v1::GenerateResponse* response,
+               const CallServices& services)
+      : UnaryGenerationCall(context, "Generate", services), response_(response) {}
 
   void Start(const v1::GenerateRequest& request) {
-    Open();
-    const absl::Status status = Admit(request);
-    if (!status.ok()) Finish(PrepareFinish(status));
+    UnaryGenerationCall::Start({{request.model(), [&request](const ServedModel& model) {
+                                   return TranslateRequest(request, model);
+                                 }}});
   }
-
-  void Deliver() override {
-    Output output;
-    {
-      MutexLock lock(&mutex_);
-      scheduled_ = false;
-      if (finished_ || !pending_.result.has_value()) return;
-      finished_ = true;
-      output = std::move(pending_);
-    }
-    const absl::Status status = StatusOf(*output.result);
-    if (status.ok()) {
-      context_->AddInitialMetadata(kRequestIdKey, metadata_.request_id);
-      response_->set_request_id(metadata_.request_id);
-      response_->set_model(model_->name);
-      *response_->mutable_usage() = ToProto(output.result->usage);
-      *response_->mutable_timings() = ToProto(output.result->timings);
-      *response_->mutable_sparsity() = ToProto(output.result->sparsity);
-      FillSequence(std::move(output), response_->add_sequences());
-    }
-    Finish(PrepareFinish(status));
-  }
-
-  void OnCancel() override { Abandon(); }
-
-  void OnDone() override { Close(); }
 
  private:
-  bool WantsDelivery() const override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return pending_.result.has_value();
+  void Fill(const std::vector<std::shared_ptr<Generation>>& parts) override {
+    Generation& generation = *parts.front();
+    const GenerationResult result = *generation.result();
+    response_->set_request_id(metadata_.request_id);
+    response_->set_model(generation.model().name);
+    *response_->mutable_usage() = ToProto(result.usage);
+    *response_->mutable_timings() = ToProto(result.timings);
+    *response_->mutable_sparsity() = ToProto(result.sparsity);
+    uint32_t index = 0;
+    for (SequenceOutput& output : generation.TakeAll()) {
+      FillSequence(index++, std::move(output), generation.model().engine->tokenizer(),
+                   response_->add_sequences());
+    }
   }
 
   v1::GenerateResponse* const response_;  // gRPC's, valid until OnDone
 };
+
+class ScoreCall final : public UnaryGenerationCall {
+ public:
+  ScoreCall(grpc::CallbackServerContext* context, v1::ScoreResponse* response,
+            const CallServices& services)
+      : UnaryGenerationCall(context, "Score", services), response_(response) {}
+
+  void Start(const v1::ScoreRequest& request) {
+    UnaryGenerationCall::Start({{request.model(), [&request](const ServedModel& model) {
+                                   return TranslateScore(request, model);
+                                 }}});
+  }
+
+ private:
+  void Fill(const std::vector<std::shared_ptr<Generation>>& parts) override {
+    Generation& generation = *parts.front();
+    FillScore(generation.first_token(), generation.TakePromptLogprobs(),
+              generation.model().engine->tokenizer(), response_);
+    *response_->mutable_usage() = ToProto(generation.result()->usage);
+  }
+
+  v1::ScoreResponse* const response_;  // gRPC's, valid until OnDone
+};
+
+// --- Streamed ---
 
 /// Sends deltas as they come. One write is under way at a time; what comes meanwhile is put
 /// together into the next one, so a slow reader costs no more memory than the text it has not read,
@@ -224,10 +266,17 @@ class StreamCall final : public GenerationCall,
 
   void Start(const v1::GenerateRequest& request) {
     Open();
-    const absl::Status status = Admit(request);
-    if (!status.ok()) {
+    auto generation = Admit(request.model(), [&request](const ServedModel& model) {
+      return TranslateRequest(request, model);
+    });
+    {
+      MutexLock lock(&mutex_);
+      finished_ = !generation.ok();
+      if (generation.ok()) generation_ = *generation;
+    }
+    if (!generation.ok()) {
       // Nothing was sent, so that a client or proxy may try elsewhere.
-      Finish(PrepareFinish(status));
+      Finish(PrepareFinish(generation.status()));
       return;
     }
     context_->AddInitialMetadata(kRequestIdKey, metadata_.request_id);
@@ -250,63 +299,70 @@ class StreamCall final : public GenerationCall,
     Pump();
   }
 
-  void Deliver() override {
-    {
-      MutexLock lock(&mutex_);
-      scheduled_ = false;
-    }
-    Pump();
-  }
-
   void OnDone() override { Close(); }
 
  private:
-  bool WantsDelivery() const override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !writing_; }
-
   // Begins the next write, if none is under way and there is something to write.
-  void Pump() {
-    Output output;
+  void Pump() override {
+    std::optional<Generation::Chunk> chunk;
+    std::shared_ptr<Generation> generation;
     bool abandoned = false;
     {
       MutexLock lock(&mutex_);
-      const bool last = pending_.result.has_value();
-      abandoned = abandoned_;
-      const bool something = last || (!abandoned && HasOutput());
-      if (writing_ || finished_ || !something) return;
+      if (writing_ || finished_ || generation_ == nullptr) return;
+      chunk = generation_->Take();
+      if (!chunk.has_value()) return;
       writing_ = true;
-      finished_ = last;
-      output = std::exchange(pending_, Output());
+      finished_ = chunk->result.has_value();
+      abandoned = abandoned_;
+      generation = generation_;
     }
     // This thread alone is here until the write is done.
-    if (!output.result.has_value()) {
-      FillMessage(std::move(output));
-      StartWrite(&message_);
+    const std::optional<GenerationResult> result = chunk->result;
+    absl::Status status = FillMessage(*std::move(chunk), generation->model());
+    if (status.ok() && !result.has_value()) {
+      if (!abandoned) {
+        StartWrite(&message_);
+      } else {
+        OnWriteDone(false);  // nobody reads: on to what is left
+      }
       return;
     }
-    const grpc::Status status = PrepareFinish(StatusOf(*output.result));
-    if (abandoned) {
-      Finish(status);
-      return;
+    if (result.has_value()) {
+      if (status.ok()) status = StatusOf(*result, abandoned);
+      MutexLock lock(&mutex_);
+      Account(*result, generation->model().name);
+    } else {
+      Abandon();
+      MutexLock lock(&mutex_);
+      finished_ = true;
     }
-    FillMessage(std::move(output));
-    StartWriteAndFinish(&message_, grpc::WriteOptions(), status);
+    const grpc::Status wire = PrepareFinish(status);
+    if (abandoned || !result.has_value()) {
+      Finish(wire);
+    } else {
+      StartWriteAndFinish(&message_, grpc::WriteOptions(), wire);
+    }
   }
 
-  bool HasOutput() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !pending_.text.empty() || !pending_.token_ids.empty();
-  }
-
-  void FillMessage(Output output) {
+  absl::Status FillMessage(Generation::Chunk chunk, const ServedModel& model) try {
     message_.Clear();
     message_.set_request_id(metadata_.request_id);
-    if (output.result.has_value()) {
-      *message_.mutable_usage() = ToProto(output.result->usage);
-      *message_.mutable_timings() = ToProto(output.result->timings);
-      *message_.mutable_sparsity() = ToProto(output.result->sparsity);
+    if (chunk.result.has_value()) {
+      *message_.mutable_usage() = ToProto(chunk.result->usage);
+      *message_.mutable_timings() = ToProto(chunk.result->timings);
+      *message_.mutable_sparsity() = ToProto(chunk.result->sparsity);
     }
-    FillSequence(std::move(output), message_.mutable_sequence());
+    FillSequence(chunk.index, std::move(chunk.output), model.engine->tokenizer(),
+                 message_.mutable_sequence());
+    return absl::OkStatus();
+  } catch (const std::exception& e) {
+    Log(LogLevel::kError, "streaming threw",
+        {{"request_id", metadata_.request_id}, {"error", e.what()}});
+    return Refusal(kInternalError, "the answer could not be put together");
   }
 
+  std::shared_ptr<Generation> generation_ ABSL_GUARDED_BY(mutex_);
   // True from the start: the initial metadata counts as the first write.
   bool writing_ ABSL_GUARDED_BY(mutex_) = true;
   v1::GenerateStreamResponse message_;  // belongs to the write that is under way
@@ -318,7 +374,15 @@ grpc::ServerUnaryReactor* StartGenerate(grpc::CallbackServerContext* context,
                                         const v1::GenerateRequest& request,
                                         v1::GenerateResponse* response,
                                         const CallServices& services) {
-  const auto call = std::make_shared<UnaryCall>(context, response, services);
+  const auto call = std::make_shared<GenerateCall>(context, response, services);
+  call->Start(request);
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* StartScore(grpc::CallbackServerContext* context,
+                                     const v1::ScoreRequest& request, v1::ScoreResponse* response,
+                                     const CallServices& services) {
+  const auto call = std::make_shared<ScoreCall>(context, response, services);
   call->Start(request);
   return call.get();
 }

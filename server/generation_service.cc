@@ -36,10 +36,9 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
-                                                   const v1::ScoreRequest*, v1::ScoreResponse*) {
-  return AnswerUnary(context, [] {
-    return Refusal(kNotSupported, "GenerationService.Score is not supported by this version");
-  });
+                                                   const v1::ScoreRequest* request,
+                                                   v1::ScoreResponse* response) {
+  return StartScore(context, *request, response, services_);
 }
 
 }  // namespace firesteel::server

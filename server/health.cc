@@ -1,17 +1,24 @@
 #include "server/health.h"
 
 #include <algorithm>
+#include <set>
 
 #include "absl/time/clock.h"
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
+#include "inference/grpc_service.grpc.pb.h"
 #include "server/logging.h"
 
 namespace firesteel::server {
 
-HealthMonitor::HealthMonitor(grpc::HealthCheckServiceInterface* service,
-                             const ModelRegistry* models, absl::Duration stall)
-    : service_(service), models_(models), stall_(stall) {
+HealthMonitor::HealthMonitor(const ModelRegistry* models, absl::Duration stall)
+    : models_(models), stall_(stall) {}
+
+void HealthMonitor::Start(grpc::HealthCheckServiceInterface* service) {
+  {
+    MutexLock lock(&mutex_);
+    service_ = service;
+  }
   Check();
   thread_ = std::thread([this] { Main(); });
 }
@@ -22,7 +29,13 @@ HealthMonitor::~HealthMonitor() {
     stopping_ = true;
     stop_.NotifyAll();
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
+}
+
+bool HealthMonitor::IsServing(const std::string& name) const {
+  MutexLock lock(&mutex_);
+  const auto entry = statuses_.find(name);
+  return !withdrawn_ && entry != statuses_.end() && entry->second;
 }
 
 void HealthMonitor::Set(const std::string& name, bool serving) {
@@ -37,22 +50,30 @@ void HealthMonitor::Set(const std::string& name, bool serving) {
 
 void HealthMonitor::Check() {
   MutexLock lock(&mutex_);
-  if (withdrawn_) return;
+  if (withdrawn_ || service_ == nullptr) return;
   bool all = true;
+  std::set<std::string> present = {"", v1::GenerationService::service_full_name(),
+                                   v1::ModelService::service_full_name(),
+                                   inference::GRPCInferenceService::service_full_name()};
   for (const auto& model : models_->models()) {
     const bool moving = model->engine->MakingProgress(stall_);
     all = all && moving;
     Set(model->name, moving);
+    present.insert(model->name);
+  }
+  for (const auto& [name, serving] : statuses_) {
+    if (!present.contains(name)) Set(name, false);  // unloaded; gRPC can't forget a name
   }
   Set("", all);
   Set(v1::GenerationService::service_full_name(), all);
+  Set(inference::GRPCInferenceService::service_full_name(), all);
   Set(v1::ModelService::service_full_name(), true);
 }
 
 void HealthMonitor::Withdraw() {
   MutexLock lock(&mutex_);
   withdrawn_ = true;
-  service_->Shutdown();
+  if (service_ != nullptr) service_->Shutdown();
 }
 
 void HealthMonitor::Main() {

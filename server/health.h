@@ -16,18 +16,23 @@
 
 namespace firesteel::server {
 
-/// Keeps gRPC's own health service up to date: "" and GenerationService are SERVING while every
-/// model makes progress, a model's name while that one does, ModelService always; all are
-/// NOT_SERVING after Withdraw. Thread-safe.
+/// Keeps gRPC's own health service up to date: "" and the services that generate are SERVING while
+/// every model makes progress, a model's name while that one does and is there, ModelService
+/// always; all are NOT_SERVING after Withdraw. Thread-safe.
 class HealthMonitor {
  public:
-  /// Both outlive it. A model is stuck when work waits and no step ended for `stall`. Sets every
-  /// status, then looks again by a thread of its own, several times in each `stall`.
-  HealthMonitor(grpc::HealthCheckServiceInterface* service, const ModelRegistry* models,
-                absl::Duration stall);
+  /// `models` outlives it. A model is stuck when work waits and no step ended for `stall`.
+  HealthMonitor(const ModelRegistry* models, absl::Duration stall);
   ~HealthMonitor();
   HealthMonitor(const HealthMonitor&) = delete;
   HealthMonitor& operator=(const HealthMonitor&) = delete;
+
+  /// Sets every status of `service`, which outlives it, then looks again by a thread of its own,
+  /// several times in each `stall`. Called once.
+  void Start(grpc::HealthCheckServiceInterface* service) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  /// As last seen; false for a name that there is not, and for all before Start.
+  bool IsServing(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   /// Looks now.
   void Check() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -39,16 +44,16 @@ class HealthMonitor {
   void Main() ABSL_LOCKS_EXCLUDED(mutex_);
   void Set(const std::string& name, bool serving) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  grpc::HealthCheckServiceInterface* const service_;
   const ModelRegistry* const models_;
   const absl::Duration stall_;
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar stop_;
+  grpc::HealthCheckServiceInterface* service_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::map<std::string, bool> statuses_ ABSL_GUARDED_BY(mutex_);  // as last set
   bool withdrawn_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // last: it uses the others
+  std::thread thread_;  // from Start; last: it uses the others
 };
 
 }  // namespace firesteel::server

@@ -47,6 +47,7 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
 
   ServedModel model;
   model.name = spec.name;
+  model.path = spec.path;
   model.engine = *std::move(engine);
   model.defaults = *defaults;
   model.max_prompt_tokens = static_cast<uint32_t>(config.max_position_embeddings - 1);
@@ -81,7 +82,7 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
         {{"model", spec.name}, {"seconds", absl::ToDoubleSeconds(*took)}});
   }
   metrics->StartCounting();
-  out->registry->Add(std::move(model));
+  out->registry->Put(std::move(model));
   return absl::OkStatus();
 }
 

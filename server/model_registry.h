@@ -8,10 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/scheduler/engine.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel::server {
 
@@ -19,6 +21,7 @@ namespace firesteel::server {
 /// thread-safe.
 struct ServedModel {
   std::string name;
+  std::string path;  // where it was loaded from
   std::unique_ptr<Engine> engine;
   GenerationDefaults defaults;
   uint32_t max_prompt_tokens = 0;  // at most context − 1
@@ -27,20 +30,27 @@ struct ServedModel {
   const ModelConfig& config() const { return engine->weights().config; }
 };
 
-/// Filled before the server starts, read-only from then on, hence thread-safe. The first model is
-/// the default one.
+/// Thread-safe. Who has found a model keeps it for as long as it needs it, also when the registry
+/// lets it go meanwhile. The model that was put in first is the default one.
 class ModelRegistry {
  public:
-  /// Names are unique (the option parser sees to that).
-  void Add(ServedModel model);
+  using Model = std::shared_ptr<const ServedModel>;
+
+  /// Puts a model in, or in the place of the one of that name, which is returned.
+  Model Put(ServedModel model) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  /// Takes a model out and returns it; null where there is none of that name.
+  Model Remove(absl::string_view name) ABSL_LOCKS_EXCLUDED(mutex_);
 
   /// The model of that name, the default one where `name` is empty. NotFound otherwise.
-  absl::StatusOr<const ServedModel*> Find(absl::string_view name) const;
+  absl::StatusOr<Model> Find(absl::string_view name) const ABSL_LOCKS_EXCLUDED(mutex_);
 
-  const std::vector<std::unique_ptr<ServedModel>>& models() const { return models_; }
+  /// All at this moment, the default one first.
+  std::vector<Model> models() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  std::vector<std::unique_ptr<ServedModel>> models_;
+  mutable Mutex mutex_;
+  std::vector<Model> models_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace firesteel::server

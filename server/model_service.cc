@@ -10,7 +10,7 @@ grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* 
                                                    v1::ListModelsResponse* response) {
   return AnswerUnary(context, [&] {
     for (const auto& model : models_->models()) {
-      *response->add_models() = DescribeModel(*model, IsDefault(*model));
+      *response->add_models() = DescribeModel(*model, response->models_size() == 0);
     }
     return absl::OkStatus();
   });
@@ -22,7 +22,8 @@ grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* co
   return AnswerUnary(context, [&] {
     const auto model = models_->Find(request->model());
     if (!model.ok()) return model.status();
-    *response->mutable_model() = DescribeModel(**model, IsDefault(**model));
+    const auto first = models_->Find("");
+    *response->mutable_model() = DescribeModel(**model, first.ok() && *first == *model);
     return absl::OkStatus();
   });
 }
@@ -32,6 +33,7 @@ grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContex
                                                       v1::GetServerInfoResponse* response) {
   return AnswerUnary(context, [&] {
     *response = info_;
+    for (const auto& model : models_->models()) response->add_models(model->name);
     return absl::OkStatus();
   });
 }

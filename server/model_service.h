@@ -26,12 +26,8 @@ class ModelService final : public v1::ModelService::CallbackService {
                                           v1::GetServerInfoResponse* response) override;
 
  private:
-  bool IsDefault(const ServedModel& model) const {
-    return &model == models_->models().front().get();
-  }
-
   const ModelRegistry* const models_;
-  const v1::GetServerInfoResponse info_;
+  const v1::GetServerInfoResponse info_;  // without models
 };
 
 }  // namespace firesteel::server

@@ -7,13 +7,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "runtime/tokenizer/utf8_repair.h"
 #include "server/status.h"
 #include "server/tokenization.h"
 
 namespace firesteel::server {
 namespace {
-
-constexpr char kNotSupported[] = "is not supported by this version of the server";
 
 /// `value` must lie in [min, max]; NaN does not.
 void CheckRange(const char* field, float value, float min, float max, FieldViolations* violations) {
@@ -44,52 +43,69 @@ std::vector<int32_t> CheckPromptIds(const v1::TokenIds& tokens, const ServedMode
   return {tokens.ids().begin(), tokens.ids().end()};
 }
 
+// The text or the token ids of a request, checked but for their number.
+template <typename Request>
+std::vector<int32_t> TranslateInput(const Request& request, const ServedModel& model,
+                                    FieldViolations* violations) {
+  if (request.has_prompt()) {
+    return TokenizeText("prompt", request.prompt(), model, violations);
+  }
+  if (request.has_token_ids()) return CheckPromptIds(request.token_ids(), model, violations);
+  violations->Add("prompt", "is not set; either prompt or token_ids is needed");
+  return {};
+}
+
+void CheckLength(const char* field, size_t tokens, size_t max_tokens, FieldViolations* violations) {
+  if (tokens <= max_tokens) return;
+  violations->Add(field,
+                  absl::StrCat("has ", tokens, " tokens; at most ", max_tokens, " are allowed"));
+}
+
+template <typename Request>
+const char* InputField(const Request& request) {
+  return request.has_prompt() ? "prompt" : "token_ids.ids";
+}
+
 std::vector<int32_t> TranslatePrompt(const v1::GenerateRequest& request, const ServedModel& model,
                                      FieldViolations* violations) {
-  std::vector<int32_t> prompt;
-  const bool is_text = request.has_prompt();
-  if (is_text) {
-    prompt = TokenizeText("prompt", request.prompt(), model, violations);
-  } else if (request.has_token_ids()) {
-    prompt = CheckPromptIds(request.token_ids(), model, violations);
-  } else {
-    violations->Add("prompt", "is not set; either prompt or token_ids is needed");
-  }
-  const char* const field = is_text ? "prompt" : "token_ids.ids";
+  std::vector<int32_t> prompt = TranslateInput(request, model, violations);
   const size_t context = model.config().max_position_embeddings;
   if (prompt.size() >= context) {
     violations->Add(
-        field, absl::StrCat("has ", prompt.size(),
-                            " tokens, which leave no room for one more in a context of ", context));
-  } else if (prompt.size() > model.max_prompt_tokens) {
-    violations->Add(field, absl::StrCat("has ", prompt.size(), " tokens; at most ",
-                                        model.max_prompt_tokens, " are allowed"));
+        InputField(request),
+        absl::StrCat("has ", prompt.size(),
+                     " tokens, which leave no room for one more in a context of ", context));
+  } else {
+    CheckLength(InputField(request), prompt.size(), model.max_prompt_tokens, violations);
   }
   return prompt;
 }
 
+std::string TextOf(const std::vector<int32_t>& tokens, const Tokenizer& tokenizer) {
+  Utf8Repair repair;
+  std::string text;
+  for (const int32_t id : tokens) repair.Append(tokenizer.TokenBytes(id), &text);
+  repair.Finish(&text);
+  return text;
+}
+
 // --- How to draw and when to stop ---
 
-void RefusePenalties(const v1::SamplingParameters& in, const ServedModel& model,
-                     FieldViolations* violations) {
-  if (in.has_repetition_penalty() && in.repetition_penalty() != 1.0f) {
-    const float value = in.repetition_penalty();
-    const bool valid = std::isfinite(value) && value > 0;
+void TranslatePenalties(const v1::SamplingParameters& in, SamplingParams* out,
+                        FieldViolations* violations) {
+  if (in.has_repetition_penalty()) out->repetition_penalty = in.repetition_penalty();
+  out->presence_penalty = in.presence_penalty();
+  out->frequency_penalty = in.frequency_penalty();
+  if (!std::isfinite(out->repetition_penalty) || out->repetition_penalty <= 0) {
     violations->Add("sampling.repetition_penalty",
-                    valid ? absl::StrCat("is ", value, "; anything but 1 ", kNotSupported)
-                          : absl::StrCat("is ", value, "; must be above 0"));
+                    absl::StrCat("is ", out->repetition_penalty, "; must be above 0 and finite"));
   }
-  const auto penalty = [violations](const char* field, float value) {
-    const size_t before = violations->count();
-    CheckRange(field, value, -2, 2, violations);
-    if (violations->count() == before && value != 0) {
-      violations->Add(field, absl::StrCat("is ", value, "; anything but 0 ", kNotSupported));
-    }
-  };
-  penalty("sampling.presence_penalty", in.presence_penalty());
-  penalty("sampling.frequency_penalty", in.frequency_penalty());
+  CheckRange("sampling.presence_penalty", out->presence_penalty, -2, 2, violations);
+  CheckRange("sampling.frequency_penalty", out->frequency_penalty, -2, 2, violations);
+}
 
-  if (in.logit_bias().empty()) return;
+void TranslateBiases(const v1::SamplingParameters& in, const ServedModel& model,
+                     SamplingParams* out, FieldViolations* violations) {
   if (in.logit_bias_size() > static_cast<int>(RequestLimits::kMaxLogitBiases)) {
     violations->Add("sampling.logit_bias",
                     absl::StrCat("has ", in.logit_bias_size(), " entries; at most ",
@@ -100,9 +116,8 @@ void RefusePenalties(const v1::SamplingParameters& in, const ServedModel& model,
     const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
     CheckTokenId(field, id, model, violations);
     CheckRange(field.c_str(), bias, -100, 100, violations);
+    out->logit_bias.push_back({.token = static_cast<int32_t>(id), .bias = bias});
   }
-  violations->Add("sampling.logit_bias",
-                  absl::StrCat("has ", in.logit_bias_size(), " entries; it ", kNotSupported));
 }
 
 SamplingParams TranslateSampling(const v1::SamplingParameters& in, const ServedModel& model,
@@ -121,7 +136,8 @@ SamplingParams TranslateSampling(const v1::SamplingParameters& in, const ServedM
                     absl::StrCat("is ", out.top_p, "; must be above 0 and at most 1"));
   }
   CheckRange("sampling.min_p", out.min_p, 0, 1, violations);
-  RefusePenalties(in, model, violations);
+  TranslatePenalties(in, &out, violations);
+  TranslateBiases(in, model, &out, violations);
   return out;
 }
 
@@ -161,26 +177,24 @@ StoppingParams TranslateStopping(const v1::StoppingCriteria& in, const ServedMod
   return out;
 }
 
-void CheckTheRest(const v1::GenerateRequest& request, FieldViolations* violations) {
-  if (request.has_n() && request.n() != 1) {
-    const uint32_t n = request.n();
-    if (n == 0 || n > RequestLimits::kMaxSequences) {
-      violations->Add("n",
-                      absl::StrCat("is ", n, "; must be from 1 to ", RequestLimits::kMaxSequences));
-    } else {
-      violations->Add("n", absl::StrCat("is ", n, "; more than 1 ", kNotSupported));
+void TranslateTheRest(const v1::GenerateRequest& request, TranslatedRequest* out,
+                      FieldViolations* violations) {
+  if (request.has_n()) {
+    out->request.n = request.n();
+    if (request.n() == 0 || request.n() > kMaxSequences) {
+      violations->Add("n", absl::StrCat("is ", request.n(), "; must be from 1 to ", kMaxSequences));
     }
   }
   const v1::OutputOptions& output = request.output();
   if (output.has_logprobs()) {
-    const size_t before = violations->count();
-    CheckAtMost("output.logprobs", output.logprobs(), RequestLimits::kMaxLogprobs, violations);
-    if (violations->count() == before) {
-      violations->Add("output.logprobs",
-                      absl::StrCat("is ", output.logprobs(), "; it ", kNotSupported));
-    }
+    out->request.logprobs = output.logprobs();
+    out->request.prompt_logprobs = output.echo();
+    CheckAtMost("output.logprobs", output.logprobs(), kMaxLogprobs, violations);
   }
-  if (output.echo()) violations->Add("output.echo", absl::StrCat("is true; it ", kNotSupported));
+  out->echo = output.echo();
+  out->return_token_ids = output.return_token_ids();
+  out->request.priority = request.priority();
+  out->request.cache_salt = request.cache_salt();
   if (request.cache_salt().size() > RequestLimits::kMaxCacheSaltBytes) {
     violations->Add("cache_salt",
                     absl::StrCat("has ", request.cache_salt().size(), " bytes; at most ",
@@ -223,11 +237,11 @@ v1::ModelLimits DescribeLimits(const ServedModel& model) {
   v1::ModelLimits limits;
   limits.set_max_context_tokens(model.config().max_position_embeddings);
   limits.set_max_prompt_tokens(model.max_prompt_tokens);
-  limits.set_max_sequences(RequestLimits::kMaxSequences);
+  limits.set_max_sequences(kMaxSequences);
   limits.set_max_stop_strings(RequestLimits::kMaxStopStrings);
   limits.set_max_stop_string_bytes(RequestLimits::kMaxStopStringBytes);
   limits.set_max_stop_token_ids(RequestLimits::kMaxStopTokenIds);
-  limits.set_max_logprobs(RequestLimits::kMaxLogprobs);
+  limits.set_max_logprobs(kMaxLogprobs);
   limits.set_max_logit_biases(RequestLimits::kMaxLogitBiases);
   limits.set_max_cache_salt_bytes(RequestLimits::kMaxCacheSaltBytes);
   limits.set_max_message_bytes(model.max_message_bytes);
@@ -241,28 +255,82 @@ v1::ModelLimits DescribeLimits(const ServedModel& model) {
 
 }  // namespace
 
-absl::StatusOr<GenerationRequest> TranslateRequest(const v1::GenerateRequest& request,
-                                                   const ServedModel& model, bool* needs_seed) {
-  const ModelConfig& config = model.config();
+absl::StatusOr<TranslatedRequest> TranslateRequest(const v1::GenerateRequest& request,
+                                                   const ServedModel& model) {
   FieldViolations violations;
-  GenerationRequest out;
-  out.max_tokens =
+  TranslatedRequest out;
+  GenerationRequest& to = out.request;
+  to.max_tokens =
       request.has_max_tokens() ? request.max_tokens() : RequestLimits::kDefaultMaxTokens;
-  if (out.max_tokens == 0) violations.Add("max_tokens", "is 0; must be at least 1");
-  out.sampling = TranslateSampling(request.sampling(), model, &violations);
-  out.stopping = TranslateStopping(request.stopping(), model, out.max_tokens, &violations);
-  CheckTheRest(request, &violations);
+  if (to.max_tokens == 0) violations.Add("max_tokens", "is 0; must be at least 1");
+  to.sampling = TranslateSampling(request.sampling(), model, &violations);
+  to.stopping = TranslateStopping(request.stopping(), model, to.max_tokens, &violations);
+  TranslateTheRest(request, &out, &violations);
   // Last, and text only if all else is well: tokenizing is the part that costs.
   if (violations.empty() || !request.has_prompt()) {
-    out.prompt = TranslatePrompt(request, model, &violations);
+    to.prompt = TranslatePrompt(request, model, &violations);
   }
   if (!violations.empty()) return violations.ToStatus();
 
-  const size_t room = config.max_position_embeddings - out.prompt.size();
-  out.max_tokens = static_cast<uint32_t>(std::min<size_t>(out.max_tokens, room));
-  out.priority = request.priority();
-  *needs_seed = !request.sampling().has_seed();
+  const size_t room = model.config().max_position_embeddings - to.prompt.size();
+  to.max_tokens = static_cast<uint32_t>(std::min<size_t>(to.max_tokens, room));
+  out.needs_seed = !request.sampling().has_seed();
+  if (out.echo) {
+    out.prompt_text =
+        request.has_prompt() ? request.prompt() : TextOf(to.prompt, model.engine->tokenizer());
+  }
   return out;
+}
+
+absl::StatusOr<TranslatedRequest> TranslateScore(const v1::ScoreRequest& request,
+                                                 const ServedModel& model) {
+  FieldViolations violations;
+  TranslatedRequest out;
+  out.request.prompt = TranslateInput(request, model, &violations);
+  // Nothing is generated: a text may fill the context, unless prompts are kept shorter than that.
+  const size_t context = model.config().max_position_embeddings;
+  const size_t limit = model.max_prompt_tokens == context - 1 ? context : model.max_prompt_tokens;
+  CheckLength(InputField(request), out.request.prompt.size(), limit, &violations);
+  if (!violations.empty()) return violations.ToStatus();
+  out.request.max_tokens = 0;
+  out.request.logprobs = 0;
+  out.request.prompt_logprobs = true;
+  return out;
+}
+
+void FillSequence(uint32_t index, SequenceOutput output, const Tokenizer& tokenizer,
+                  v1::Sequence* sequence) {
+  sequence->set_index(index);
+  sequence->set_text(std::move(output.text));
+  sequence->mutable_token_ids()->Add(output.token_ids.begin(), output.token_ids.end());
+  bool nothing_before = output.starts_prompt;
+  for (const TokenLogprob& from : output.logprobs) {
+    v1::TokenLogprob* const to = sequence->add_logprobs();
+    to->set_token_id(static_cast<uint32_t>(from.token_id));
+    to->set_text(TokenText(tokenizer, from.token_id));
+    if (!std::exchange(nothing_before, false)) to->set_logprob(from.logprob);
+    for (const TokenAlternative& other : from.alternatives) {
+      v1::TokenAlternative* const alternative = to->add_alternatives();
+      alternative->set_token_id(static_cast<uint32_t>(other.token_id));
+      alternative->set_text(TokenText(tokenizer, other.token_id));
+      alternative->set_logprob(other.logprob);
+    }
+  }
+  if (!output.end.has_value()) return;
+  sequence->set_finish_reason(ToProto(output.end->reason));
+  sequence->set_stop_match(std::move(output.end->stop_match));
+}
+
+void FillScore(int32_t first_token, const std::vector<TokenLogprob>& others,
+               const Tokenizer& tokenizer, v1::ScoreResponse* response) {
+  const auto add = [&](int32_t id) {
+    v1::ScoredToken* const token = response->add_tokens();
+    token->set_token_id(static_cast<uint32_t>(id));
+    token->set_text(TokenText(tokenizer, id));
+    return token;
+  };
+  add(first_token);
+  for (const TokenLogprob& entry : others) add(entry.token_id)->set_logprob(entry.logprob);
 }
 
 v1::FinishReason ToProto(FinishReason reason) {
@@ -341,11 +409,6 @@ v1::ModelInfo DescribeModel(const ServedModel& model, bool is_default) {
   defaults->set_top_p(model.defaults.top_p);
   defaults->set_min_p(model.defaults.min_p);
   defaults->set_max_tokens(RequestLimits::kDefaultMaxTokens);
-  for (const char* field :
-       {"n", "sampling.repetition_penalty", "sampling.presence_penalty",
-        "sampling.frequency_penalty", "sampling.logit_bias", "output.logprobs", "output.echo"}) {
-    info.add_unsupported_fields(field);
-  }
   return info;
 }
 

@@ -41,17 +41,16 @@ google::rpc::BadRequest BadRequestOf(const absl::Status& status) {
 
 TEST(TranslateRequestTest, UnsetFieldsTakeTheModelsDefaults) {
   const ServedModel model = MakeModel();
-  bool needs_seed = false;
-  const auto out = TranslateRequest(ValidRequest(), model, &needs_seed);
+  const auto out = TranslateRequest(ValidRequest(), model);
   ASSERT_TRUE(out.ok()) << out.status();
-  EXPECT_THAT(out->prompt, ElementsAre(2, 3 + 'h', 3 + 'e', 3 + 'y'));
-  EXPECT_EQ(out->max_tokens, 128u - 4u) << "256, but no more than the context leaves";
-  EXPECT_FLOAT_EQ(out->sampling.temperature, 0.5f);
-  EXPECT_EQ(out->sampling.top_k, 40u);
-  EXPECT_FLOAT_EQ(out->sampling.top_p, 0.9f);
-  EXPECT_FLOAT_EQ(out->sampling.min_p, 0.05f);
-  EXPECT_TRUE(needs_seed);
-  EXPECT_FALSE(out->stopping.ignore_eos);
+  EXPECT_THAT(out->request.prompt, ElementsAre(2, 3 + 'h', 3 + 'e', 3 + 'y'));
+  EXPECT_EQ(out->request.max_tokens, 128u - 4u) << "256, but no more than the context leaves";
+  EXPECT_FLOAT_EQ(out->request.sampling.temperature, 0.5f);
+  EXPECT_EQ(out->request.sampling.top_k, 40u);
+  EXPECT_FLOAT_EQ(out->request.sampling.top_p, 0.9f);
+  EXPECT_FLOAT_EQ(out->request.sampling.min_p, 0.05f);
+  EXPECT_TRUE(out->needs_seed);
+  EXPECT_FALSE(out->request.stopping.ignore_eos);
 }
 
 TEST(TranslateRequestTest, SetFieldsArriveEvenWhereZero) {
@@ -75,31 +74,89 @@ TEST(TranslateRequestTest, SetFieldsArriveEvenWhereZero) {
   stopping->add_stop_token_ids(5);
   stopping->set_ignore_eos(true);
   stopping->set_min_tokens(9);
-  bool needs_seed = true;
-  const auto out = TranslateRequest(request, model, &needs_seed);
+  const auto out = TranslateRequest(request, model);
   ASSERT_TRUE(out.ok()) << out.status();
-  EXPECT_THAT(out->prompt, ElementsAre(7, 299)) << "no bos is added";
-  EXPECT_EQ(out->max_tokens, 9u);
-  EXPECT_EQ(out->priority, -3);
-  EXPECT_EQ(out->sampling.temperature, 0);
-  EXPECT_EQ(out->sampling.top_k, 0u);
-  EXPECT_EQ(out->sampling.top_p, 1);
-  EXPECT_EQ(out->sampling.min_p, 0);
-  EXPECT_FALSE(needs_seed);
-  EXPECT_THAT(out->stopping.stop, ElementsAre("END"));
-  EXPECT_THAT(out->stopping.stop_token_ids, ElementsAre(5));
-  EXPECT_TRUE(out->stopping.ignore_eos);
-  EXPECT_EQ(out->stopping.min_tokens, 9u);
+  EXPECT_THAT(out->request.prompt, ElementsAre(7, 299)) << "no bos is added";
+  EXPECT_EQ(out->request.max_tokens, 9u);
+  EXPECT_EQ(out->request.priority, -3);
+  EXPECT_EQ(out->request.sampling.temperature, 0);
+  EXPECT_EQ(out->request.sampling.top_k, 0u);
+  EXPECT_EQ(out->request.sampling.top_p, 1);
+  EXPECT_EQ(out->request.sampling.min_p, 0);
+  EXPECT_FALSE(out->needs_seed);
+  EXPECT_THAT(out->request.stopping.stop, ElementsAre("END"));
+  EXPECT_THAT(out->request.stopping.stop_token_ids, ElementsAre(5));
+  EXPECT_TRUE(out->request.stopping.ignore_eos);
+  EXPECT_EQ(out->request.stopping.min_tokens, 9u);
+}
+
+TEST(TranslateRequestTest, PenaltiesBiasesAndOutputsArrive) {
+  const ServedModel model = MakeModel();
+  v1::GenerateRequest request = ValidRequest();
+  request.set_n(3);
+  request.set_cache_salt("salt");
+  auto* sampling = request.mutable_sampling();
+  sampling->set_repetition_penalty(1.5f);
+  sampling->set_presence_penalty(-2);
+  sampling->set_frequency_penalty(0.25f);
+  (*sampling->mutable_logit_bias())[7] = -100;
+  request.mutable_output()->set_logprobs(20);
+  request.mutable_output()->set_echo(true);
+  const auto out = TranslateRequest(request, model);
+  ASSERT_TRUE(out.ok()) << out.status();
+  const GenerationRequest& to = out->request;
+  EXPECT_EQ(to.n, 3u);
+  EXPECT_EQ(to.cache_salt, "salt");
+  EXPECT_EQ(to.sampling.repetition_penalty, 1.5f);
+  EXPECT_EQ(to.sampling.presence_penalty, -2);
+  EXPECT_EQ(to.sampling.frequency_penalty, 0.25f);
+  ASSERT_EQ(to.sampling.logit_bias.size(), 1u);
+  EXPECT_EQ(to.sampling.logit_bias[0].token, 7);
+  EXPECT_EQ(to.sampling.logit_bias[0].bias, -100);
+  EXPECT_EQ(to.logprobs, 20u);
+  EXPECT_TRUE(to.prompt_logprobs) << "an echo has log-probabilities, too";
+  EXPECT_TRUE(out->echo);
+  EXPECT_EQ(out->prompt_text, "hey");
+}
+
+TEST(TranslateRequestTest, EchoOfTokenIdsIsTheirText) {
+  const ServedModel model = MakeModel();
+  v1::GenerateRequest request;
+  for (const unsigned char c : std::string("h\xC3")) request.mutable_token_ids()->add_ids(3 + c);
+  request.mutable_output()->set_echo(true);
+  const auto out = TranslateRequest(request, model);
+  ASSERT_TRUE(out.ok()) << out.status();
+  EXPECT_EQ(out->prompt_text, "h\xEF\xBF\xBD");
+  EXPECT_FALSE(out->request.prompt_logprobs) << "nobody asked for them";
+}
+
+TEST(TranslateScoreTest, TextMayFillTheContext) {
+  ServedModel model = MakeModel();
+  model.max_prompt_tokens = 127;
+  v1::ScoreRequest request;
+  request.set_prompt(std::string(127, 'x'));
+  const auto out = TranslateScore(request, model);
+  ASSERT_TRUE(out.ok()) << out.status();
+  EXPECT_EQ(out->request.prompt.size(), 128u);
+  EXPECT_EQ(out->request.max_tokens, 0u);
+  EXPECT_TRUE(out->request.prompt_logprobs);
+  request.set_prompt(std::string(128, 'x'));
+  EXPECT_THAT(std::string(TranslateScore(request, model).status().message()),
+              HasSubstr("prompt: has 129 tokens; at most 128"));
+  model.max_prompt_tokens = 100;  // --max-prompt-tokens
+  request.set_prompt(std::string(100, 'x'));
+  EXPECT_THAT(std::string(TranslateScore(request, model).status().message()),
+              HasSubstr("prompt: has 101 tokens; at most 100"));
+  EXPECT_FALSE(TranslateScore(v1::ScoreRequest(), model).ok());
 }
 
 TEST(TranslateRequestTest, EmptyPromptIsBosAlone) {
   const ServedModel model = MakeModel();
   v1::GenerateRequest request;
   request.set_prompt("");
-  bool needs_seed = false;
-  const auto out = TranslateRequest(request, model, &needs_seed);
+  const auto out = TranslateRequest(request, model);
   ASSERT_TRUE(out.ok()) << out.status();
-  EXPECT_THAT(out->prompt, ElementsAre(2));
+  EXPECT_THAT(out->request.prompt, ElementsAre(2));
 }
 
 TEST(TranslateRequestTest, LongestPromptLeavesRoomForOneToken) {
@@ -107,10 +164,9 @@ TEST(TranslateRequestTest, LongestPromptLeavesRoomForOneToken) {
   model.max_prompt_tokens = 127;
   v1::GenerateRequest request;
   for (int i = 0; i < 127; ++i) request.mutable_token_ids()->add_ids(5);
-  bool needs_seed = false;
-  const auto out = TranslateRequest(request, model, &needs_seed);
+  const auto out = TranslateRequest(request, model);
   ASSERT_TRUE(out.ok()) << out.status();
-  EXPECT_EQ(out->max_tokens, 1u);
+  EXPECT_EQ(out->request.max_tokens, 1u);
 }
 
 struct Row {
@@ -128,8 +184,7 @@ TEST_P(ViolationTest, NamesFieldValueAndLimit) {
   const ServedModel model = MakeModel();
   v1::GenerateRequest request = ValidRequest();
   GetParam().change(request);
-  bool needs_seed = false;
-  const auto out = TranslateRequest(request, model, &needs_seed);
+  const auto out = TranslateRequest(request, model);
   ASSERT_EQ(out.status().code(), absl::StatusCode::kInvalidArgument);
   const google::rpc::BadRequest bad = BadRequestOf(out.status());
   ASSERT_EQ(bad.field_violations_size(), 1) << bad.ShortDebugString();
@@ -184,7 +239,6 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"MaxTokensZero", [](R& r) { r.set_max_tokens(0); }, "max_tokens", {"0", "at least 1"}},
         Row{"NZero", [](R& r) { r.set_n(0); }, "n", {"0", "1 to 16"}},
         Row{"NTooLarge", [](R& r) { r.set_n(17); }, "n", {"17", "16"}},
-        Row{"NWaits", [](R& r) { r.set_n(2); }, "n", {"2", "not supported"}},
         Row{"TemperatureNegative",
             [](R& r) { r.mutable_sampling()->set_temperature(-0.1f); },
             "sampling.temperature",
@@ -217,30 +271,38 @@ INSTANTIATE_TEST_SUITE_P(
             [](R& r) { r.mutable_sampling()->set_min_p(kNaN); },
             "sampling.min_p",
             {"nan"}},
-        Row{"RepetitionWaits",
-            [](R& r) { r.mutable_sampling()->set_repetition_penalty(1.2f); },
-            "sampling.repetition_penalty",
-            {"1.2", "not supported"}},
         Row{"RepetitionNaN",
             [](R& r) { r.mutable_sampling()->set_repetition_penalty(kNaN); },
             "sampling.repetition_penalty",
             {"nan", "above 0"}},
-        Row{"PresenceWaits",
-            [](R& r) { r.mutable_sampling()->set_presence_penalty(1); },
-            "sampling.presence_penalty",
-            {"1", "not supported"}},
+        Row{"RepetitionZero",
+            [](R& r) { r.mutable_sampling()->set_repetition_penalty(0); },
+            "sampling.repetition_penalty",
+            {"0", "above 0"}},
+        Row{"RepetitionInfinite",
+            [](R& r) { r.mutable_sampling()->set_repetition_penalty(kInf); },
+            "sampling.repetition_penalty",
+            {"inf", "finite"}},
+        Row{"FrequencyTooSmall",
+            [](R& r) { r.mutable_sampling()->set_frequency_penalty(-2.5f); },
+            "sampling.frequency_penalty",
+            {"-2.5", "-2 to 2"}},
+        Row{"BiasOfNoToken",
+            [](R& r) { (*r.mutable_sampling()->mutable_logit_bias())[300] = 1; },
+            "sampling.logit_bias[300]",
+            {"300", "below 300"}},
+        Row{"BiasTooLarge",
+            [](R& r) { (*r.mutable_sampling()->mutable_logit_bias())[5] = 101; },
+            "sampling.logit_bias[5]",
+            {"101", "-100 to 100"}},
+        Row{"BiasNaN",
+            [](R& r) { (*r.mutable_sampling()->mutable_logit_bias())[5] = kNaN; },
+            "sampling.logit_bias[5]",
+            {"nan"}},
         Row{"PresenceTooLarge",
             [](R& r) { r.mutable_sampling()->set_presence_penalty(3); },
             "sampling.presence_penalty",
             {"3", "-2 to 2"}},
-        Row{"FrequencyWaits",
-            [](R& r) { r.mutable_sampling()->set_frequency_penalty(-1); },
-            "sampling.frequency_penalty",
-            {"-1", "not supported"}},
-        Row{"BiasWaits",
-            [](R& r) { (*r.mutable_sampling()->mutable_logit_bias())[5] = 1; },
-            "sampling.logit_bias",
-            {"not supported"}},
         Row{"BiasTooMany",
             [](R& r) {
               for (uint32_t i = 0; i < 1025; ++i)
@@ -282,18 +344,10 @@ INSTANTIATE_TEST_SUITE_P(
             },
             "stopping.min_tokens",
             {"6", "max_tokens (5)"}},
-        Row{"LogprobsWait",
-            [](R& r) { r.mutable_output()->set_logprobs(0); },
-            "output.logprobs",
-            {"not supported"}},
         Row{"LogprobsTooMany",
             [](R& r) { r.mutable_output()->set_logprobs(21); },
             "output.logprobs",
             {"21", "20"}},
-        Row{"EchoWaits",
-            [](R& r) { r.mutable_output()->set_echo(true); },
-            "output.echo",
-            {"not supported"}},
         Row{"SaltTooLong",
             [](R& r) { r.set_cache_salt(std::string(257, 'x')); },
             "cache_salt",
@@ -305,9 +359,8 @@ TEST(TranslateRequestTest, AllWrongFieldsAreNamedAtOnce) {
   v1::GenerateRequest request = ValidRequest();
   request.set_max_tokens(0);
   request.mutable_sampling()->set_top_p(2);
-  request.mutable_output()->set_echo(true);
-  bool needs_seed = false;
-  const auto out = TranslateRequest(request, model, &needs_seed);
+  request.set_n(99);
+  const auto out = TranslateRequest(request, model);
   EXPECT_EQ(BadRequestOf(out.status()).field_violations_size(), 3);
   EXPECT_THAT(std::string(out.status().message()), HasSubstr("and 2 more"));
 }
@@ -316,8 +369,7 @@ TEST(TranslateRequestTest, ManyViolationsStayWithinTheTrailers) {
   const ServedModel model = MakeModel();
   v1::GenerateRequest request = ValidRequest();
   for (int i = 0; i < 64; ++i) request.mutable_stopping()->add_stop_token_ids(1000);
-  bool needs_seed = false;
-  const auto out = TranslateRequest(request, model, &needs_seed);
+  const auto out = TranslateRequest(request, model);
   EXPECT_EQ(BadRequestOf(out.status()).field_violations_size(),
             static_cast<int>(FieldViolations::kMaxListed));
   EXPECT_THAT(std::string(out.status().message()), HasSubstr("and 63 more"));

@@ -60,6 +60,12 @@ class ReflectionOption final : public grpc::ServerBuilderOption {
   const bool enabled_;
 };
 
+std::vector<const google::protobuf::ServiceDescriptor*> OwnServices() {
+  return {v1::GenerateRequest::descriptor()->file()->service(0),
+          v1::GetModelRequest::descriptor()->file()->service(0),
+          inference::ModelInferRequest::descriptor()->file()->service(0)};
+}
+
 void AddMethods(const google::protobuf::ServiceDescriptor& service, GrpcMetrics* metrics) {
   for (int i = 0; i < service.method_count(); ++i) {
     metrics->AddMethod(service.full_name(), service.method(i)->name());
@@ -71,7 +77,7 @@ std::string WithPort(const std::string& address, int port) {
   return absl::StrCat(address.substr(0, address.rfind(':') + 1), port);
 }
 
-v1::GetServerInfoResponse MakeServerInfo(const ServerConfig& config, const ModelRegistry& models) {
+v1::GetServerInfoResponse MakeServerInfo(const ServerConfig& config) {
   v1::GetServerInfoResponse info;
   info.set_version(Version());
   info.set_simd_target(config.simd_target);
@@ -80,7 +86,6 @@ v1::GetServerInfoResponse MakeServerInfo(const ServerConfig& config, const Model
   }
   info.set_threads(config.threads);
   info.mutable_start_time()->set_seconds(absl::ToUnixSeconds(absl::Now()));
-  for (const auto& model : models.models()) info.add_models(model->name);
   return info;
 }
 
@@ -108,14 +113,19 @@ Server::Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metric
     : metrics_(std::move(metrics)),
       grpc_metrics_(metrics_->registry().get()),
       models_(std::move(models)),
-      generation_service_({.models = models_.get(), .delivery = &delivery_, .live = &live_calls_}),
-      model_service_(models_.get(), MakeServerInfo(config, *models_)) {
-  AddMethods(*v1::GenerateRequest::descriptor()->file()->service(0), &grpc_metrics_);
-  AddMethods(*v1::GetModelRequest::descriptor()->file()->service(0), &grpc_metrics_);
+      health_(std::make_unique<HealthMonitor>(models_.get(), config.stall)),
+      generation_service_(Services()),
+      model_service_(models_.get(), MakeServerInfo(config)),
+      kserve_service_(Services(), health_.get()) {
+  for (const auto* service : OwnServices()) AddMethods(*service, &grpc_metrics_);
   // Naming it also links its descriptor, which reflection hands out.
   AddMethods(*grpc::health::v1::HealthCheckRequest::descriptor()->file()->service(0),
              &grpc_metrics_);
   if (config.reflection) grpc_metrics_.AddMethod(kReflectionService, "ServerReflectionInfo");
+}
+
+CallServices Server::Services() {
+  return {.models = models_.get(), .delivery = &delivery_, .live = &live_calls_};
 }
 
 absl::Status Server::Listen(const ServerConfig& config) {
@@ -132,11 +142,10 @@ absl::Status Server::Listen(const ServerConfig& config) {
   builder.AddListeningPort(config.address, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(&generation_service_);
   builder.RegisterService(&model_service_);
+  builder.RegisterService(&kserve_service_);
   builder.RegisterCallbackGenericService(&unknown_method_service_);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
-  interceptors.push_back(
-      MakeParseErrorInterceptor({v1::GenerateRequest::descriptor()->file()->service(0),
-                                 v1::GetModelRequest::descriptor()->file()->service(0)}));
+  interceptors.push_back(MakeParseErrorInterceptor(OwnServices()));
   interceptors.push_back(grpc_metrics_.MakeInterceptorFactory());
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   {
@@ -148,8 +157,7 @@ absl::Status Server::Listen(const ServerConfig& config) {
         absl::StrCat("--address: cannot listen on ", config.address, " (in use, or not ours)"));
   }
   address_ = WithPort(config.address, port);
-  health_ =
-      std::make_unique<HealthMonitor>(grpc_->GetHealthCheckService(), models_.get(), config.stall);
+  health_->Start(grpc_->GetHealthCheckService());
   return absl::OkStatus();
 }
 
@@ -166,7 +174,7 @@ Server::~Server() { Stop(absl::InfinitePast()); }
 
 bool Server::Stop(absl::Time deadline) {
   if (std::exchange(stopped_, true)) return true;
-  if (health_ != nullptr) health_->Withdraw();
+  health_->Withdraw();
   for (const auto& model : models_->models()) model->engine->BeginDrain();
   bool clean = true;
   for (const auto& model : models_->models()) {

@@ -17,6 +17,7 @@
 #include "server/generation_service.h"
 #include "server/grpc_metrics.h"
 #include "server/health.h"
+#include "server/kserve_service.h"
 #include "server/live_calls.h"
 #include "server/metrics.h"
 #include "server/metrics_endpoint.h"
@@ -65,6 +66,7 @@ class Server {
  private:
   Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metrics,
          std::unique_ptr<ModelRegistry> models);
+  CallServices Services();
   absl::Status Listen(const ServerConfig& config);
 
   // In the order of their making; what is below uses what is above.
@@ -73,12 +75,13 @@ class Server {
   const std::unique_ptr<ModelRegistry> models_;
   LiveCalls live_calls_;
   DeliveryThread delivery_;
+  std::unique_ptr<HealthMonitor> health_;
   GenerationService generation_service_;
   ModelService model_service_;
+  KserveService kserve_service_;
   UnknownMethodService unknown_method_service_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::unique_ptr<grpc::Server> grpc_;
-  std::unique_ptr<HealthMonitor> health_;
   std::string address_;
   std::string metrics_address_;
   bool stopped_ = false;

@@ -48,7 +48,7 @@ class ServerTest : public testing::Test {
       model.engine = std::move(engine);
       model.max_prompt_tokens = 127;
       model.max_message_bytes = config.max_message_bytes;
-      models->Add(std::move(model));
+      models->Put(std::move(model));
     }
     auto server = Server::Start(config, std::move(metrics), std::move(models));
     ASSERT_TRUE(server.ok()) << server.status();

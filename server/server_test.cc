@@ -93,6 +93,92 @@ TEST_F(ServerTest, StopMatchComesOut) {
   EXPECT_EQ(response.sequences(0).stop_match(), "END");
 }
 
+TEST_F(ServerTest, SequencesComeWhole) {
+  alpha_->AnswerAll(2);
+  v1::GenerateRequest request = Request();
+  request.set_n(3);
+  request.mutable_output()->set_logprobs(2);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(request, &response).ok());
+  ASSERT_EQ(response.sequences_size(), 3);
+  for (int i = 0; i < 3; ++i) {
+    const v1::Sequence& sequence = response.sequences(i);
+    EXPECT_EQ(sequence.index(), static_cast<uint32_t>(i));
+    EXPECT_EQ(sequence.text(), "t0 t1 ");
+    ASSERT_EQ(sequence.logprobs_size(), 2);
+    EXPECT_EQ(sequence.logprobs(1).token_id(), 1u);
+    EXPECT_FLOAT_EQ(sequence.logprobs(1).logprob(), -0.5f);
+    EXPECT_EQ(sequence.logprobs(1).alternatives_size(), 2);
+    EXPECT_EQ(sequence.finish_reason(), v1::FINISH_REASON_LENGTH);
+  }
+  EXPECT_EQ(response.usage().generated_tokens(), 6u);
+}
+
+TEST_F(ServerTest, EchoBeginsWithThePrompt) {
+  alpha_->AnswerAll(1);
+  v1::GenerateRequest request = Request("hey");
+  request.mutable_output()->set_echo(true);
+  request.mutable_output()->set_logprobs(0);
+  request.mutable_output()->set_return_token_ids(true);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(request, &response).ok());
+  const v1::Sequence& sequence = response.sequences(0);
+  EXPECT_EQ(sequence.text(), "heyt0 ");
+  EXPECT_THAT(sequence.token_ids(), ElementsAre(2, 3 + 'h', 3 + 'e', 3 + 'y', 0));
+  ASSERT_EQ(sequence.logprobs_size(), 5);
+  EXPECT_EQ(sequence.logprobs(0).token_id(), 2u);
+  EXPECT_FALSE(sequence.logprobs(0).has_logprob()) << "nothing precedes it";
+  EXPECT_FLOAT_EQ(sequence.logprobs(1).logprob(), -1);
+  EXPECT_EQ(sequence.logprobs(1).text(), "h");
+  EXPECT_FLOAT_EQ(sequence.logprobs(4).logprob(), -0.5f);
+}
+
+TEST_F(ServerTest, ScoreTellsOfEveryTokenButTheFirst) {
+  alpha_->AnswerAll(1);
+  v1::ScoreRequest request;
+  request.set_prompt("hey");
+  v1::ScoreResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status = generation_->Score(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.tokens_size(), 4);
+  EXPECT_FALSE(response.tokens(0).has_logprob());
+  EXPECT_EQ(response.tokens(3).text(), "y");
+  EXPECT_FLOAT_EQ(response.tokens(3).logprob(), -3);
+  EXPECT_TRUE(response.has_usage());
+}
+
+TEST_F(ServerTest, StreamedSequencesEndEachForItself) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request();
+  request.set_n(2);
+  const auto reader = generation_->GenerateStream(&context, request);
+  const auto handle = alpha_->WaitForRequest(0);
+  const auto delta = [](uint32_t index, const char* text, bool last) {
+    TokenDelta out;
+    out.index = index;
+    out.text = text;
+    if (last) out.end = SequenceEnd{FinishReason::kEos, ""};
+    return out;
+  };
+  alpha_->Emit(handle, delta(1, "b", true));
+  v1::GenerateStreamResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  EXPECT_EQ(message.sequence().index(), 1u);
+  EXPECT_EQ(message.sequence().text(), "b");
+  EXPECT_EQ(message.sequence().finish_reason(), v1::FINISH_REASON_EOS);
+  EXPECT_FALSE(message.has_usage()) << "the other one goes on";
+  alpha_->Emit(handle, delta(0, "a", true));
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  ASSERT_TRUE(reader->Read(&message));
+  EXPECT_EQ(message.sequence().index(), 0u);
+  EXPECT_EQ(message.sequence().text(), "a");
+  EXPECT_EQ(message.sequence().finish_reason(), v1::FINISH_REASON_EOS);
+  EXPECT_TRUE(message.has_usage());
+  EXPECT_FALSE(reader->Read(&message));
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
 // --- Metadata ---
 
 TEST_F(ServerTest, RequestIdIsEchoedInBothMetadata) {
@@ -297,7 +383,7 @@ TEST_F(ServerTest, ManyStreamsAtOnce) {
 TEST_F(ServerTest, ViolationsReachTheClient) {
   v1::GenerateRequest request = Request();
   request.mutable_sampling()->set_temperature(-1);
-  request.set_n(3);
+  request.set_n(17);
   v1::GenerateResponse response;
   const grpc::Status status = Generate(request, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
@@ -406,7 +492,6 @@ TEST_F(ServerTest, ModelsAreListedAndDescribed) {
   EXPECT_EQ(model.weights().compute(), "bf16");
   EXPECT_EQ(model.sparsity_targets().ffn_top_k(), 8u);
   EXPECT_DOUBLE_EQ(model.sparsity_targets().ffn_active_fraction(), 0.08);
-  EXPECT_THAT(model.unsupported_fields(), testing::Contains("output.logprobs"));
 }
 
 TEST_F(ServerTest, GetModelOfAnotherNameIsNotFound) {
@@ -432,8 +517,8 @@ TEST_F(ServerTest, ServerTellsWhatItIs) {
 // --- Health ---
 
 TEST_F(ServerTest, HealthKnowsServicesAndModels) {
-  for (const char* name :
-       {"", "alpha", "beta", "firesteel.v1.GenerationService", "firesteel.v1.ModelService"}) {
+  for (const char* name : {"", "alpha", "beta", "firesteel.v1.GenerationService",
+                           "firesteel.v1.ModelService", "inference.GRPCInferenceService"}) {
     EXPECT_EQ(StatusOfName(name), HealthResponse::SERVING) << name;
   }
   HealthResponse response;
@@ -615,7 +700,7 @@ TEST_F(ServerTest, TakenAddressesAreRefusedByOption) {
     ServedModel model;
     model.name = "x";
     model.engine = std::make_unique<FakeEngine>();
-    models->Add(std::move(model));
+    models->Put(std::move(model));
     const auto second = Server::Start(config, std::make_unique<ServerMetrics>(), std::move(models));
     ASSERT_FALSE(second.ok());
     EXPECT_THAT(

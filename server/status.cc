@@ -117,6 +117,13 @@ absl::Status Refusal(const ErrorReason& reason, absl::string_view message) {
   return status;
 }
 
+std::string ReasonOf(const absl::Status& status) {
+  const auto payload = status.GetPayload(TypeUrl<google::rpc::ErrorInfo>());
+  google::rpc::ErrorInfo info;
+  if (payload && info.ParseFromString(std::string(*payload))) return info.reason();
+  return DefaultReason(status).name;
+}
+
 absl::Status WithRetryDelay(absl::Status status, absl::Duration delay) {
   const std::string ms =
       absl::StrCat(absl::ToInt64Milliseconds(absl::Ceil(delay, absl::Milliseconds(1))));

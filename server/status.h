@@ -41,8 +41,6 @@ inline constexpr ErrorReason kOverloaded = {"OVERLOADED", absl::StatusCode::kRes
 inline constexpr ErrorReason kExceedsCapacity = {"EXCEEDS_CAPACITY",
                                                  absl::StatusCode::kResourceExhausted};
 inline constexpr ErrorReason kDraining = {"SERVER_DRAINING", absl::StatusCode::kUnavailable};
-inline constexpr ErrorReason kNotSupported = {"RPC_NOT_SUPPORTED",
-                                              absl::StatusCode::kUnimplemented};
 inline constexpr ErrorReason kMethodNotFound = {"METHOD_NOT_FOUND",
                                                 absl::StatusCode::kUnimplemented};
 inline constexpr ErrorReason kCancelled = {"REQUEST_CANCELLED", absl::StatusCode::kCancelled};
@@ -52,9 +50,8 @@ inline constexpr ErrorReason kInternalError = {"INTERNAL_ERROR", absl::StatusCod
 
 /// All of them.
 inline constexpr ErrorReason kErrorReasons[] = {
-    kInvalidRequest,  kMalformedRequest, kModelNotFound, kOverloaded,
-    kExceedsCapacity, kDraining,         kNotSupported,  kMethodNotFound,
-    kCancelled,       kDeadlineExceeded, kInternalError};
+    kInvalidRequest, kMalformedRequest, kModelNotFound, kOverloaded,       kExceedsCapacity,
+    kDraining,       kMethodNotFound,   kCancelled,     kDeadlineExceeded, kInternalError};
 
 /// Collects everything that is wrong in a request, so that its sender can mend it in one go. Only
 /// the first kMaxListed go over the wire: all of them together must fit into the trailing metadata
@@ -85,6 +82,9 @@ absl::Status ModelNotFound(absl::string_view name);
 
 /// A refusal of that reason: its code, its google.rpc.ErrorInfo, and a message for people.
 absl::Status Refusal(const ErrorReason& reason, absl::string_view message);
+
+/// The reason that goes over the wire with `status`, which is not OK.
+std::string ReasonOf(const absl::Status& status);
 
 /// `status` with the hint that the same call may go through after `delay`.
 absl::Status WithRetryDelay(absl::Status status, absl::Duration delay);

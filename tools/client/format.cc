@@ -164,9 +164,6 @@ std::string FormatModel(const v1::ModelInfo& model) {
                     absl::StrFormat("temperature %g, top-k %d, top-p %g, min-p %g, max tokens %d",
                                     defaults.temperature(), defaults.top_k(), defaults.top_p(),
                                     defaults.min_p(), defaults.max_tokens()));
-  if (model.unsupported_fields_size() > 0) {
-    rows.emplace_back("not supported", absl::StrJoin(model.unsupported_fields(), ", "));
-  }
 
   std::string text =
       absl::StrCat("model ", model.name(), model.is_default() ? " (default)" : "", "\n");

@@ -81,19 +81,16 @@ v1::ModelInfo SparkModel() {
   model.mutable_sparsity_targets()->set_ffn_top_k(123);
   model.mutable_sparsity_targets()->set_ffn_active_fraction(0.08);
   model.mutable_sparsity_targets()->set_attention_top_k(64);
-  model.add_unsupported_fields("n");
-  model.add_unsupported_fields("output.echo");
   return model;
 }
 
-TEST(FormatTest, ModelTableHasShapeTargetsAndWhatIsRefused) {
+TEST(FormatTest, ModelTableHasShapeAndTargets) {
   const std::string text = FormatModel(SparkModel());
   EXPECT_THAT(text, HasSubstr("model spark-stories (default)\n"));
   EXPECT_THAT(text, HasSubstr("spark_gemma2\n"));
   EXPECT_THAT(text, HasSubstr("3: 1 full, 2 with a window of 512\n"));
   EXPECT_THAT(text, HasSubstr("123 (8.0%)"));
   EXPECT_THAT(text, HasSubstr("64 positions"));
-  EXPECT_THAT(text, HasSubstr("n, output.echo\n"));
 }
 
 TEST(FormatTest, DenseModelHasNoTargets) {

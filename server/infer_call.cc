@@ -1,0 +1,272 @@
+#include "server/infer_call.h"
+
+#include <algorithm>
+#include <deque>
+#include <exception>
+#include <list>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "google/rpc/error_details.pb.h"
+#include "server/kserve_translation.h"
+#include "server/logging.h"
+#include "server/status.h"
+
+namespace firesteel::server {
+namespace {
+
+// As Triton's clients look for it.
+constexpr char kFinalResponse[] = "triton_final_response";
+
+Generation::Translate Translator(const v1::GenerateRequest& request) {
+  return [&request](const ServedModel& model) { return TranslateRequest(request, model); };
+}
+
+/// A batch of texts, answered once all of them have finished.
+class ModelInferCall final : public UnaryGenerationCall {
+ public:
+  ModelInferCall(grpc::CallbackServerContext* context, inference::ModelInferResponse* response,
+                 const CallServices& services)
+      : UnaryGenerationCall(context, "ModelInfer", services), response_(response) {}
+
+  void Start(const inference::ModelInferRequest& request) {
+    auto translated = TranslateInfer(request);
+    if (!translated.ok()) {
+      Refuse(translated.status());
+      return;
+    }
+    request_ = *std::move(translated);
+    std::vector<Part> parts;
+    parts.reserve(request_.requests.size());
+    for (const v1::GenerateRequest& one : request_.requests) {
+      parts.push_back({one.model(), Translator(one)});
+    }
+    UnaryGenerationCall::Start(parts);
+  }
+
+ private:
+  void Fill(const std::vector<std::shared_ptr<Generation>>& parts) override {
+    std::vector<InferOutput> outputs;
+    outputs.reserve(parts.size());
+    for (const auto& part : parts) {
+      InferOutput& output = outputs.emplace_back();
+      FillSequence(0, std::move(part->TakeAll().front()), part->model().engine->tokenizer(),
+                   &output.sequence);
+      output.usage = part->result()->usage;
+    }
+    FillInfer(request_, parts.front()->model().name, outputs, response_);
+  }
+
+  InferRequest request_;                           // set by Start
+  inference::ModelInferResponse* const response_;  // gRPC's, valid until OnDone
+};
+
+/// Any number of requests, answered as their text comes. What is wrong with one is a message of the
+/// stream; the others go on.
+class ModelStreamInferCall final
+    : public GenerationCall,
+      public grpc::ServerBidiReactor<inference::ModelInferRequest,
+                                     inference::ModelStreamInferResponse> {
+ public:
+  ModelStreamInferCall(grpc::CallbackServerContext* context, const CallServices& services)
+      : GenerationCall(context, "ModelStreamInfer", services) {}
+
+  void Start() {
+    Open();
+    StartRead(&incoming_);
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      MutexLock lock(&mutex_);
+      reads_done_ = true;
+      reading_ = false;
+    } else {
+      Take(incoming_);
+      MutexLock lock(&mutex_);
+      reading_ = false;
+    }
+    ReadOn();
+    Pump();
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) Abandon();
+    {
+      MutexLock lock(&mutex_);
+      writing_ = false;
+    }
+    ReadOn();
+    Pump();
+  }
+
+  void OnCancel() override {
+    Abandon();
+    Pump();
+  }
+
+  void OnDone() override { Close(); }
+
+ private:
+  using Response = inference::ModelStreamInferResponse;
+
+  struct Item {
+    InferRequest request;
+    std::shared_ptr<Generation> generation;
+  };
+
+  // Admits a request of the stream, or queues the message that refuses it.
+  void Take(const inference::ModelInferRequest& request) {
+    const absl::Status status = TryTake(request);
+    if (status.ok()) return;
+    MutexLock lock(&mutex_);
+    refusals_.push_back(ErrorMessage(request.id(), status));
+  }
+
+  absl::Status TryTake(const inference::ModelInferRequest& request) try {
+    auto translated = TranslateInfer(request);
+    if (!translated.ok()) return translated.status();
+    if (translated->requests.size() != 1) {
+      return InvalidField("inputs[0].shape", absl::StrCat("has ", translated->requests.size(),
+                                                          " texts; a stream takes one a request"));
+    }
+    const v1::GenerateRequest one = std::move(translated->requests.front());
+    auto generation = Admit(one.model(), Translator(one));
+    if (!generation.ok()) return generation.status();
+    MutexLock lock(&mutex_);
+    items_.push_back({*std::move(translated), *std::move(generation)});
+    return absl::OkStatus();
+  } catch (const std::exception& e) {
+    Log(LogLevel::kError, "request handling threw",
+        {{"request_id", metadata_.request_id}, {"error", e.what()}});
+    return Refusal(kInternalError, "the request could not be handled");
+  }
+
+  static Response ErrorMessage(const std::string& id, const absl::Status& status) {
+    const grpc::Status wire = ToGrpcStatus(status);
+    Response message;
+    message.set_error_message(wire.error_message());
+    message.mutable_infer_response()->set_id(id);
+    auto& parameters = *message.mutable_infer_response()->mutable_parameters();
+    parameters["error_code"].set_string_param(absl::StatusCodeToString(status.code()));
+    parameters["error_reason"].set_string_param(ReasonOf(status));
+    parameters[kFinalResponse].set_bool_param(true);
+    return message;
+  }
+
+  void ReadOn() {
+    {
+      MutexLock lock(&mutex_);
+      if (reading_ || reads_done_ || finished_ || abandoned_ ||
+          items_.size() + refusals_.size() >= kMaxStreamedInfers) {
+        return;
+      }
+      reading_ = true;
+    }
+    StartRead(&incoming_);
+  }
+
+  void Pump() override {
+    enum class Step { kNothing, kWrite, kFinish };
+    Step step = Step::kNothing;
+    bool abandoned = false;
+    {
+      MutexLock lock(&mutex_);
+      if (writing_ || finished_) return;
+      abandoned = abandoned_;
+      if (!abandoned && NextMessage()) {
+        writing_ = true;
+        step = Step::kWrite;
+      } else if (abandoned || (reads_done_ && items_.empty())) {
+        finished_ = true;
+        step = Step::kFinish;
+      }
+    }
+    if (step == Step::kWrite) {
+      if (!std::exchange(metadata_sent_, true)) {
+        context_->AddInitialMetadata(kRequestIdKey, metadata_.request_id);
+      }
+      StartWrite(&outgoing_);
+    } else if (step == Step::kFinish) {
+      Finish(PrepareFinish(abandoned ? Refusal(kCancelled, "the client cancelled")
+                                     : absl::OkStatus()));
+    }
+  }
+
+  // Fills outgoing_ with what is to be sent next, if anything is.
+  bool NextMessage() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!refusals_.empty()) {
+      outgoing_ = std::move(refusals_.front());
+      refusals_.pop_front();
+      return true;
+    }
+    for (auto item = items_.begin(); item != items_.end(); ++item) {
+      auto chunk = item->generation->Take();
+      if (!chunk.has_value()) continue;
+      const std::optional<GenerationResult> result = chunk->result;
+      Fill(*item, *std::move(chunk));
+      // The next look begins with the others.
+      if (result.has_value()) {
+        Account(*result, item->generation->model().name);
+        items_.erase(item);
+      } else {
+        items_.splice(items_.end(), items_, item);
+      }
+      return true;
+    }
+    return false;
+  }
+
+  void Fill(const Item& item, Generation::Chunk chunk) {
+    const ServedModel& model = item.generation->model();
+    const bool last = chunk.result.has_value();
+    const absl::Status status = last ? StatusOf(*chunk.result, false) : absl::OkStatus();
+    if (!status.ok()) {
+      outgoing_ = ErrorMessage(item.request.id, status);
+      return;
+    }
+    InferRequest request = item.request;
+    if (!last) {
+      std::erase_if(request.outputs, [](const std::string& name) {
+        return name != "text_output" && name != "details";
+      });
+    }
+    std::vector<InferOutput> outputs(1);
+    if (last) outputs.front().usage = chunk.result->usage;
+    FillSequence(0, std::move(chunk.output), model.engine->tokenizer(), &outputs.front().sequence);
+    outgoing_.Clear();
+    FillInfer(request, model.name, outputs, outgoing_.mutable_infer_response());
+    (*outgoing_.mutable_infer_response()->mutable_parameters())[kFinalResponse].set_bool_param(
+        last);
+  }
+
+  inference::ModelInferRequest incoming_;  // belongs to the read that is under way
+  Response outgoing_;                      // belongs to the write that is under way
+  bool metadata_sent_ = false;             // of the thread that writes
+
+  bool reading_ ABSL_GUARDED_BY(mutex_) = true;
+  bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  std::list<Item> items_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Response> refusals_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* StartModelInfer(grpc::CallbackServerContext* context,
+                                          const inference::ModelInferRequest& request,
+                                          inference::ModelInferResponse* response,
+                                          const CallServices& services) {
+  const auto call = std::make_shared<ModelInferCall>(context, response, services);
+  call->Start(request);
+  return call.get();
+}
+
+grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*
+StartModelStreamInfer(grpc::CallbackServerContext* context, const CallServices& services) {
+  const auto call = std::make_shared<ModelStreamInferCall>(context, services);
+  call->Start();
+  return call.get();
+}
+
+}  // namespace firesteel::server
