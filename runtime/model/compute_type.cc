@@ -3,14 +3,20 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/checkpoint/weights.h"
+#include "runtime/gemm/gemm.h"
 
 namespace firesteel {
 
 absl::StatusOr<ComputeType> ResolveComputeType(std::optional<ComputeType> wanted,
                                                kernels::DType weights) {
   const bool quantized = kernels::IsQuantized(weights);
-  // f32 is more exact than bf16, and nowhere slower: see docs/benchmarks.md.
-  if (!wanted.has_value()) return quantized ? ComputeType::kInteger : ComputeType::kF32;
+  if (!wanted.has_value()) {
+    if (quantized) return ComputeType::kInteger;
+    // bf16 gains where matrix units multiply prompts; elsewhere f32 is more exact and as fast: see
+    // docs/benchmarks.md.
+    const bool gains = weights == kernels::DType::kBF16 && gemm::Available();
+    return gains ? ComputeType::kBF16 : ComputeType::kF32;
+  }
   const bool possible = *wanted == ComputeType::kF32    ? !quantized
                         : *wanted == ComputeType::kBF16 ? weights == kernels::DType::kBF16
                                                         : quantized;

@@ -1,13 +1,13 @@
 #include "runtime/model/transformer.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
+#include "kernels/integer_rows.h"
 #include "kernels/matmul.h"
 #include "kernels/quantized.h"
 #include "kernels/sparse_ffn.h"
@@ -34,24 +34,13 @@ constexpr size_t kMinTileRows = 3;
 // Integer sums of so many outputs at a time wait in the L2 cache to be scaled.
 constexpr size_t kSumOutputs = 256;
 
-// The neurons of a Spark FFN are cut into ranges. A row's contributions are added up range by
-// range, then the ranges in order: the order of additions is the row's own, whoever computes it. A
-// range has enough active neurons to work on, and there are enough ranges to share.
-size_t NumShards(const ModelConfig& config) {
-  return std::clamp<size_t>(config.ffn_top_k / 60, 4, 16);
-}
-// Up to here the workers share the shards, each with sums of its own; beyond, they share the rows.
-constexpr size_t kFewRows = 32;
-// Rows of a step take turns over windows of neurons of about so many bytes, so that what one of
-// them fetched from memory is in the L2 cache for the others.
-constexpr size_t kWindowBytes = size_t{512} << 10;
-
 float* RowOf(Matrix& matrix, size_t row) { return static_cast<float*>(matrix.MutableRow(row)); }
 
-MatView Writable(Matrix& matrix, size_t rows) {
+MatView Writable(Matrix& matrix, IndexRange rows) {
   const TypedView view = matrix.view();
-  return {RowOf(matrix, 0), rows, view.cols, view.stride};
+  return {RowOf(matrix, rows.begin), rows.end - rows.begin, view.cols, view.stride};
 }
+MatView Writable(Matrix& matrix, size_t rows) { return Writable(matrix, IndexRange{0, rows}); }
 
 }  // namespace
 
@@ -60,7 +49,8 @@ struct Transformer::WorkerScratch {
   std::vector<uint32_t> kept;        // [heads of a KV head, context + slack]
   std::vector<size_t> num_kept;      // [heads of a KV head]
   std::unique_ptr<gemm::Gemm> gemm;  // null: no matrix units, or no use for them
-  std::vector<int32_t> sums;         // [2 · max_rows, kSumOutputs], with gemm and integers
+  absl::Status gemm_error;
+  std::vector<int32_t> sums;  // [2 · max_rows, kSumOutputs], with gemm and integers
 };
 
 Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
@@ -71,7 +61,6 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
       compute_(compute),
       pool_(pool),
       max_rows_(max_rows),
-      num_shards_(NumShards(config_)),
       tiles_(weights_->dtype == DType::kI8 && kernels::AmxAvailable()),
       attention_(AttentionShapeOf(config_, kv_dtype)),
       predictor_rope_(attention_.predictor_dim, config_.max_position_embeddings,
@@ -86,6 +75,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
   const size_t qkv = (config_.num_heads + 2 * config_.num_kv_heads) * config_.head_dim;
 
   rows_.reserve(max_rows);
+  runs_.reserve(max_rows);
   head_rows_.reserve(max_logit_rows);
   head_top_k_.reserve(max_logit_rows);
   head_slots_.reserve(max_logit_rows);
@@ -95,7 +85,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
   normed_ = MakeInput(max_rows, d);
   qkv_ = Matrix(max_rows, qkv, DType::kF32);
   attended_ = MakeInput(max_rows, config_.num_heads * config_.head_dim);
-  projected_ = Matrix(max_rows, d, DType::kF32);
+  projected_ = Matrix(max_rows, kernels::SumCols(d), DType::kF32);
   gate_ = Matrix(max_rows, f, DType::kF32);
   up_ = Matrix(max_rows, f, DType::kF32);
   head_input_ = MakeInput(max_logit_rows, d);
@@ -114,10 +104,12 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
                         std::vector<uint32_t>(heads * (context + kernels::kCompactionSlack)),
                         std::vector<size_t>(heads),
                         nullptr,
+                        absl::OkStatus(),
                         {}});
-    if (weights_->dtype != DType::kI8 || max_rows < kMinMatrixRows || !gemm::Available()) continue;
-    if (auto gemm = gemm::Gemm::Create(); gemm.ok()) scratch_.back().gemm = *std::move(gemm);
-    scratch_.back().sums.resize(2 * max_rows * kSumOutputs);
+    const bool integers = weights_->dtype == DType::kI8 && max_rows >= kMinMatrixRows;
+    if (!gemm::Available() || !(integers || compute_ == ComputeType::kBF16)) continue;
+    scratch_.back().gemm = gemm::Gemm::Create().value();  // it is available
+    if (integers) scratch_.back().sums.resize(2 * max_rows * kSumOutputs);
   }
 
   if (!config_.spark()) {
@@ -128,16 +120,10 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     predictor_input_ = MakeIntegers(max_rows, config_.ffn_predictor_dim);
     rest_input_ = QuantizedInput(max_rows, d - config_.ffn_predictor_dim, 0);
   }
-  shard_sums_ =
-      Matrix(std::max(max_rows, std::min(max_rows, kFewRows) * num_shards_), d, DType::kF32);
-  excess_ = Matrix(max_rows, f + kernels::kCompactionSlack, DType::kF32);
-  active_.resize(max_rows * (f + kernels::kCompactionSlack));
-  num_active_.resize(max_rows);
-  needed_.resize(f);
+  ffn_ = std::make_unique<SparkFfn>(config_, weights_->dtype, pool->num_threads(), max_rows);
   const auto quantile = [](size_t k, size_t n) {
     return kernels::NormalQuantile(1.0 - static_cast<double>(k) / static_cast<double>(n));
   };
-  ffn_quantile_ = quantile(config_.ffn_top_k, f);
   attention_quantiles_.resize(context + 1);
   for (size_t n = config_.attention_top_k + 1; n <= context; ++n) {
     attention_quantiles_[n] = quantile(config_.attention_top_k, n);
@@ -146,7 +132,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
 
 Transformer::~Transformer() = default;
 
-void Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe) {
+absl::Status Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe) {
   ListRows(batch);
   probe_ = probe;
   phase_start_ = std::chrono::steady_clock::now();
@@ -183,6 +169,11 @@ void Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* p
   const auto end = std::chrono::steady_clock::now();
   phase_seconds_[static_cast<size_t>(Phase::kHead)] +=
       std::chrono::duration<double>(end - phase_start_).count();
+  absl::Status status;
+  for (WorkerScratch& scratch : scratch_) {
+    status.Update(std::exchange(scratch.gemm_error, absl::OkStatus()));
+  }
+  return status;
 }
 
 // Behind a barrier: the time since the last call belongs to `phase`.
@@ -209,9 +200,14 @@ LogitCandidates Transformer::candidates(size_t i) const {
 
 void Transformer::ListRows(std::span<const SequenceSlice> batch) {
   rows_.clear();
+  runs_.clear();
   head_rows_.clear();
   head_top_k_.clear();
   for (const SequenceSlice& slice : batch) {
+    if (runs_.empty() || runs_.back().prompt != slice.prompt) {
+      runs_.push_back({{rows_.size(), rows_.size()}, slice.prompt});
+    }
+    runs_.back().rows.end += slice.tokens.size();
     for (size_t i = 0; i < slice.tokens.size(); ++i) {
       const bool last = i + 1 == slice.tokens.size();
       if (slice.logits == LogitRows::kAll || (slice.logits == LogitRows::kLast && last)) {
@@ -260,19 +256,47 @@ void Transformer::Embed(Worker& worker) {
 
 // output = input · weightᵀ, shared by the rows of the weight: each is read by one worker, once.
 void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weight, Matrix& output) {
-  Multiply(worker, input, rows_.size(), weight, worker.Share(weight.rows(), kRowGrain), output);
+  Multiply(worker, input, weight, worker.Share(weight.rows(), kRowGrain), output);
   worker.Barrier();
 }
 
-// The rows `share` of output = input · weightᵀ, for the first `rows` rows of the input.
-void Transformer::Multiply(Worker& worker, DenseInput& input, size_t rows, const Matrix& weight,
+// The rows `share` of output = input · weightᵀ, for all rows of the step. In bf16 what is of a
+// prompt takes the matrix units, however few rows the step has of it.
+void Transformer::Multiply(Worker& worker, DenseInput& input, const Matrix& weight,
                            IndexRange share, Matrix& output) {
   if (compute_ == ComputeType::kInteger) {
-    MultiplyIntegers(worker, input.integer, rows, weight, share, output);
-  } else {
-    kernels::MatMul(View(input, 0, rows, 0, weight.cols()), weight.view(), share.begin, share.end,
-                    Writable(output, rows));
+    return MultiplyIntegers(worker, input.integer, rows_.size(), weight, share, output);
   }
+  if (scratch_[worker.index()].gemm == nullptr) {
+    return MultiplyFloats(input, {0, rows_.size()}, weight, share, output);
+  }
+  for (const Run& run : runs_) {
+    if (run.prompt) {
+      MultiplyOnMatrixUnits(worker, input, run.rows, weight, share, output);
+    } else {
+      MultiplyFloats(input, run.rows, weight, share, output);
+    }
+  }
+}
+
+void Transformer::MultiplyFloats(const DenseInput& input, IndexRange rows, const Matrix& weight,
+                                 IndexRange share, Matrix& output) const {
+  const size_t count = rows.end - rows.begin;
+  kernels::MatMul(View(input, rows.begin, count, 0, weight.cols()), weight.view(), share.begin,
+                  share.end, Writable(output, rows));
+}
+
+void Transformer::MultiplyOnMatrixUnits(Worker& worker, const DenseInput& input, IndexRange rows,
+                                        const Matrix& weight, IndexRange share, Matrix& output) {
+  using kernels::BF16;
+  WorkerScratch& scratch = scratch_[worker.index()];
+  const size_t count = rows.end - rows.begin;
+  const TypedView x = View(input, rows.begin, count, 0, weight.cols());
+  const TypedView w = weight.view();
+  const MatView y = Writable(output, rows);
+  scratch.gemm_error.Update(scratch.gemm->BF16(
+      {x.Row<BF16>(0), count, x.cols, x.stride}, {w.Row<BF16>(0), w.rows, w.cols, w.stride},
+      gemm::WeightLayout::kOutIn, share.begin, share.end, {y.data, count, y.cols, y.stride}));
 }
 
 // The same with integers. Sums of products are exact, so that all ways give the same bits: which
@@ -295,12 +319,8 @@ void Transformer::MultiplyIntegers(Worker& worker, QuantizedInput& integers, siz
     const size_t count = std::min(kSumOutputs, share.end - first);
     const gemm::View<const int8_t> part{w.Row<int8_t>(first), count, w.cols, w.stride};
     const gemm::View<int32_t> sums{scratch.sums.data(), 2 * rows, count, kSumOutputs};
-    const absl::Status status =
-        scratch.gemm->Int8(planes, part, gemm::WeightLayout::kOutIn, 0, count, sums);
-    if (!status.ok()) {
-      kernels::QuantizedMatMul(input, w, first, first + count, Writable(output, rows));
-      continue;
-    }
+    scratch.gemm_error.Update(
+        scratch.gemm->Int8(planes, part, gemm::WeightLayout::kOutIn, 0, count, sums));
     for (size_t row = 0; row < rows; ++row) {
       kernels::CombinePlanes(sums.Row(2 * row), sums.Row(2 * row + 1), input.scales[row],
                              w.row_scales + first, count, RowOf(output, row) + first);
@@ -406,137 +426,40 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   if (compute_ == ComputeType::kInteger) {
     MultiplyIntegers(worker, predictor_input_, num_rows, w.gate_proj, neurons, gate_);
   } else {
-    kernels::MatMul(View(normed_, 0, num_rows, 0, config_.ffn_predictor_dim), w.gate_proj.view(),
-                    neurons.begin, neurons.end, Writable(gate_, num_rows));
+    Multiply(worker, normed_, w.gate_proj, neurons, gate_);  // its columns are fewer
   }
   worker.Barrier();
   EndPhase(worker, Phase::kPredictor);
 
-  if (worker.index() == 0) next_shard_.store(0, std::memory_order_relaxed);
-  const IndexRange rows = worker.Share(num_rows);
-  for (size_t row = rows.begin; row < rows.end; ++row) SelectActive(layer, row);
+  ffn_->Select(worker, Writable(gate_, num_rows), num_rows);
+  const IndexRange share = worker.Share(num_rows);
+  for (size_t row = share.begin; row < share.end; ++row) {
+    const std::span<const uint32_t> active = ffn_->active(row);
+    row_activity_[layer * num_rows + row].ffn_active = static_cast<uint32_t>(active.size());
+    if (probe_ != nullptr) probe_->OnFfnActive(layer, row, active);
+  }
   worker.Barrier();
   EndPhase(worker, Phase::kThreshold);
 
-  if (worker.index() == 0) CountUnion(layer);
-  if (num_rows <= kFewRows) {
-    for (size_t s = next_shard_.fetch_add(1, std::memory_order_relaxed); s < num_shards_;
-         s = next_shard_.fetch_add(1, std::memory_order_relaxed)) {
-      AddShard(layer, s, {0, num_rows}, true);
-    }
-    worker.Barrier();
-    for (size_t row = rows.begin; row < rows.end; ++row) {
-      float* const sum = RowOf(projected_, row);
-      std::memcpy(sum, ShardSum(row, 0), config_.hidden_size * sizeof(float));
-      for (size_t s = 1; s < num_shards_; ++s) {
-        kernels::Add(ShardSum(row, s), config_.hidden_size, sum);
-      }
-    }
+  if (worker.index() == 0) layer_activity_[layer].ffn_union = ffn_->CountUnion(num_rows);
+  SparkFfn::Input input;
+  if (compute_ == ComputeType::kInteger) {
+    input.integers = rest_input_.view();
   } else {
-    for (size_t s = 0; s < num_shards_; ++s) {
-      AddShard(layer, s, rows, false);
-      for (size_t row = rows.begin; row < rows.end; ++row) {
-        float* const sum = RowOf(projected_, row);
-        float* const part = RowOf(shard_sums_, row);
-        if (s == 0) {
-          std::memcpy(sum, part, config_.hidden_size * sizeof(float));
-        } else {
-          kernels::Add(part, config_.hidden_size, sum);
-        }
-      }
-    }
+    const size_t r = config_.ffn_predictor_dim;
+    input.floats = View(normed_, 0, num_rows, r, config_.hidden_size - r);
   }
+  ffn_->Run(worker, w, input, num_rows, Writable(up_, num_rows), Writable(projected_, num_rows));
   EndPhase(worker, Phase::kSparseFfn);
   // AddNormed takes the same share of the rows: what it reads was written by the same worker.
-}
-
-float* Transformer::ShardSum(size_t row, size_t shard) {
-  return RowOf(shard_sums_, row * num_shards_ + shard);
-}
-
-// What the neurons of a shard contribute to `rows`: to the sums of row and shard, or (own_sums
-// false) of the row alone.
-void Transformer::AddShard(size_t layer, size_t shard, IndexRange rows, bool own_sums) {
-  const LayerWeights& w = weights_->layers[layer];
-  const size_t f = config_.intermediate_size;
-  const size_t begin = f * shard / num_shards_;
-  const size_t end = f * (shard + 1) / num_shards_;
-  const size_t neuron_bytes = (w.up_proj.bytes() + w.down_proj.bytes()) / f;
-  const size_t window =
-      rows.end - rows.begin == 1 ? f : std::max<size_t>(1, kWindowBytes / (neuron_bytes + 1));
-  const auto sum_of = [&](size_t row) {
-    return own_sums ? ShardSum(row, shard) : RowOf(shard_sums_, row);
-  };
-  for (size_t row = rows.begin; row < rows.end; ++row) {
-    std::memset(sum_of(row), 0, config_.hidden_size * sizeof(float));
-  }
-  for (size_t first = begin; first < end; first += window) {
-    const size_t last = std::min(end, first + window);
-    for (size_t row = rows.begin; row < rows.end; ++row) {
-      const uint32_t* const list = &active_[row * (f + kernels::kCompactionSlack)];
-      const uint32_t* const list_end = list + num_active_[row];
-      const auto index = [&](size_t neuron) {
-        return static_cast<size_t>(std::lower_bound(list, list_end, neuron) - list);
-      };
-      AddActive(layer, row, {index(first), index(last)}, sum_of(row));
-    }
-  }
-}
-
-// sum += down_proj · (gelu(a) ⊙ (up_proj · x)) over a part of a row's list of active neurons.
-void Transformer::AddActive(size_t layer, size_t row, IndexRange active, float* sum) {
-  const LayerWeights& w = weights_->layers[layer];
-  const size_t r = config_.ffn_predictor_dim;
-  const uint32_t* const list =
-      &active_[row * (config_.intermediate_size + kernels::kCompactionSlack)];
-  float* const excess = RowOf(excess_, row) + active.begin;
-  float* const up = RowOf(up_, row);
-  const size_t count = active.end - active.begin;
-  kernels::FetchFirstRows(w.down_proj.view(), list + active.begin, count);
-  if (compute_ == ComputeType::kInteger) {
-    kernels::QuantizedMaskedMatVec(rest_input_.view().From(row, 1), w.up_proj.view(), list,
-                                   active.begin, active.end, up);
-  } else {
-    kernels::MaskedMatVec(View(normed_, row, 1, r, config_.hidden_size - r), w.up_proj.view(), list,
-                          active.begin, active.end, up);
-  }
-  kernels::GeluMul(excess, up + active.begin, count, excess);
-  kernels::AddSparseVecMat(excess, list + active.begin, count, w.down_proj.view(), sum);
-}
-
-// a = soft threshold of the row's scores at ffn_top_k, compacted.
-void Transformer::SelectActive(size_t layer, size_t row) {
-  const size_t f = config_.intermediate_size;
-  const float* scores = RowOf(gate_, row);
-  uint32_t* active = &active_[row * (f + kernels::kCompactionSlack)];
-  const double theta = kernels::StatisticalThreshold(scores, f, ffn_quantile_);
-  const size_t count = kernels::CompactAbove(scores, f, theta, active, RowOf(excess_, row));
-  num_active_[row] = static_cast<uint32_t>(count);
-  row_activity_[layer * rows_.size() + row].ffn_active = static_cast<uint32_t>(count);
-  if (probe_ != nullptr) probe_->OnFfnActive(layer, row, {active, count});
-  if (rows_.size() == 1) return;  // the union is the row itself
-  for (size_t j = 0; j < count; ++j) {
-    std::atomic_ref<uint8_t>(needed_[active[j]]).store(1, std::memory_order_relaxed);
-  }
-}
-
-// Neurons that any row needs; leaves `needed_` clear for the next layer.
-void Transformer::CountUnion(size_t layer) {
-  uint32_t count = 0;
-  if (rows_.size() == 1) {
-    count = num_active_[0];
-  } else {
-    for (uint8_t& needed : needed_) count += std::exchange(needed, 0);
-  }
-  layer_activity_[layer].ffn_union = count;
 }
 
 // down_proj · (gelu(gate_proj · x) ⊙ (up_proj · x)), every neuron.
 void Transformer::DenseFeedForward(Worker& worker, size_t layer) {
   const LayerWeights& w = weights_->layers[layer];
   const IndexRange share = worker.Share(config_.intermediate_size, kRowGrain);
-  Multiply(worker, normed_, rows_.size(), w.gate_proj, share, gate_);
-  Multiply(worker, normed_, rows_.size(), w.up_proj, share, up_);
+  Multiply(worker, normed_, w.gate_proj, share, gate_);
+  Multiply(worker, normed_, w.up_proj, share, up_);
   for (size_t row = 0; row < rows_.size(); ++row) {
     kernels::GeluMul(RowOf(gate_, row) + share.begin, RowOf(up_, row) + share.begin,
                      share.end - share.begin, RowOf(hidden_.f32, row) + share.begin);
@@ -558,7 +481,12 @@ void Transformer::OutputHead(Worker& worker) {
   worker.Barrier();
   if (num_full_slots_ > 0) {
     const IndexRange share = worker.Share(config_.vocab_size, kRowGrain);
-    Multiply(worker, head_input_, num_full_slots_, weights_->embedding, share, logits_);
+    if (compute_ == ComputeType::kInteger) {
+      MultiplyIntegers(worker, head_input_.integer, num_full_slots_, weights_->embedding, share,
+                       logits_);
+    } else {
+      MultiplyFloats(head_input_, {0, num_full_slots_}, weights_->embedding, share, logits_);
+    }
     const float cap = static_cast<float>(config_.final_logit_softcapping);
     for (size_t i = 0; cap != 0.0f && i < num_full_slots_; ++i) {
       float* const row = RowOf(logits_, i) + share.begin;

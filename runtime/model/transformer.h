@@ -4,7 +4,6 @@
 #define FIRESTEEL_RUNTIME_MODEL_TRANSFORMER_H_
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "kernels/tensor.h"
 #include "runtime/checkpoint/weights.h"
 #include "runtime/model/activity.h"
@@ -20,6 +20,7 @@
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/quantized_input.h"
 #include "runtime/model/rope_table.h"
+#include "runtime/model/spark_ffn.h"
 #include "runtime/model/sublinear_head.h"
 #include "runtime/threading/worker_pool.h"
 
@@ -36,6 +37,9 @@ struct SequenceSlice {
   LogitRows logits = LogitRows::kLast;
   /// How many of the largest logits are enough for each row that wants logits; 0: all of them.
   uint32_t top_k = 0;
+  /// Whether the tokens are of a prompt, rather than generated one by one. With ComputeType::kBF16
+  /// the matrix units multiply what is of a prompt, and their sums have other bits.
+  bool prompt = false;
 };
 
 /// The logits of some tokens, exactly as the full head gives them.
@@ -60,10 +64,11 @@ inline constexpr size_t kNumPhases = 8;
 /// Executes one model (spec: "Layer (Gemma-2)"), Spark or dense. Owns every buffer it needs, sized
 /// when it is made: Forward allocates nothing once its lists have grown to the batch.
 ///
-/// The bits of a row's logits depend on the row's sequence (tokens and positions up to it), the
-/// weights, the compute type, the cache's type and the SIMD target only: not on the other slices,
-/// the chunking, or the number of threads. Nor does it depend on those whether a row has logits or
-/// candidates. One caller at a time.
+/// The bits of a row's logits depend on the row's sequence (tokens and positions up to it, and
+/// which of them are of the prompt), the weights, the compute type, the cache's type, the SIMD
+/// target and the matrix units only: not on the other slices, the chunking, or the number of
+/// threads. Nor does it depend on those whether a row has logits or candidates. One caller at a
+/// time.
 class Transformer {
  public:
   /// Steps have at most `max_rows` tokens, of which at most `max_logit_rows` want logits. The cache
@@ -77,8 +82,9 @@ class Transformer {
   ~Transformer();
 
   /// Runs all slices as one batch and writes their keys and values to the cache. Slices are of
-  /// different sequences. `probe` may be null.
-  void Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe = nullptr);
+  /// different sequences. `probe` may be null. Internal error if the matrix units' library fails
+  /// (out of memory, say): logits and what was written to the cache are undefined then.
+  absl::Status Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe = nullptr);
 
   /// Of the last Forward: logits [vocab_size] of the i-th row that wanted them, in the order of the
   /// batch. Empty where it has candidates instead.
@@ -116,6 +122,11 @@ class Transformer {
     Matrix bf16;
     QuantizedInput integer;
   };
+  // Rows of the step that are neighbours and of one kind.
+  struct Run {
+    IndexRange rows;
+    bool prompt;
+  };
   struct WorkerScratch;
   // What reads a normed row next: attention and the head take it whole, a Spark FFN in two parts.
   enum class Block : uint8_t { kAttentionOrHead, kFeedForward };
@@ -138,17 +149,16 @@ class Transformer {
 
   // What one row needs inside those steps.
   void NormRow(size_t row, const std::vector<float>& norm, Block next);
-  void SelectActive(size_t layer, size_t row);
-  void AddShard(size_t layer, size_t shard, IndexRange rows, bool own_sums);
-  void AddActive(size_t layer, size_t row, IndexRange active, float* sum);
-  float* ShardSum(size_t row, size_t shard);
   void AttendHeads(Worker& worker, size_t layer, size_t row, size_t first_head, size_t heads);
   void CountAttended(size_t layer, size_t row);
-  void CountUnion(size_t layer);
 
   void EndPhase(Worker& worker, Phase phase);
-  void Multiply(Worker& worker, DenseInput& input, size_t rows, const Matrix& weight,
-                IndexRange share, Matrix& output);
+  void Multiply(Worker& worker, DenseInput& input, const Matrix& weight, IndexRange share,
+                Matrix& output);
+  void MultiplyFloats(const DenseInput& input, IndexRange rows, const Matrix& weight,
+                      IndexRange share, Matrix& output) const;
+  void MultiplyOnMatrixUnits(Worker& worker, const DenseInput& input, IndexRange rows,
+                             const Matrix& weight, IndexRange share, Matrix& output);
   void MultiplyIntegers(Worker& worker, QuantizedInput& input, size_t rows, const Matrix& weight,
                         IndexRange share, Matrix& output);
   QuantizedInput MakeIntegers(size_t rows, size_t cols) const;
@@ -166,16 +176,15 @@ class Transformer {
   const ComputeType compute_;
   WorkerPool* const pool_;
   const size_t max_rows_;
-  const size_t num_shards_;
   const bool tiles_;  // whether the CPU and the weights allow kernels/amx.h
   const kernels::AttentionShape attention_;
   const RopeTable predictor_rope_;                    // of the first predictor_dim of a head
   const std::unique_ptr<const RopeTable> rest_rope_;  // of the rest; null in a dense model
   std::vector<double> attention_quantiles_;  // [context + 1], by the number of visible positions
-  double ffn_quantile_ = 0;
 
   // The step under way.
   std::vector<Row> rows_;
+  std::vector<Run> runs_;             // of rows_
   std::vector<size_t> head_rows_;     // rows that want logits
   std::vector<uint32_t> head_top_k_;  // [head_rows_]
   std::vector<size_t> head_slots_;    // [head_rows_]: rows of head_input_ and logits_, those that
@@ -185,22 +194,17 @@ class Transformer {
   ActivityProbe* probe_ = nullptr;
 
   // Buffers. R = max_rows.
-  Matrix residual_;                   // [R, d]
-  DenseInput normed_;                 // [R, d]
-  QuantizedInput predictor_input_;    // [R, r], Spark with integers: normed[:r]
-  QuantizedInput rest_input_;         // [R, d − r]: normed[r:]
-  Matrix qkv_;                        // [R, (H + 2G)·A]
-  DenseInput attended_;               // [R, H·A]
-  Matrix projected_;                  // [R, d]: what an attention or FFN block gives
-  Matrix gate_;                       // [R, F]: scores, then (dense) the hidden layer
-  Matrix up_;                         // [R, F]: in a Spark model compacted to the active neurons
-  DenseInput hidden_;                 // [R, F], dense model
-  Matrix excess_;                     // [R, F + slack], Spark: a > 0, compacted
-  std::vector<uint32_t> active_;      // [R, F + slack], Spark: the neurons of excess_
-  std::vector<uint32_t> num_active_;  // [R]
-  Matrix shard_sums_;                 // Spark: [few rows · shards or R, d]
-  std::atomic<size_t> next_shard_{0};
-  std::vector<uint8_t> needed_;          // [F]: 1 where a row of the step needs the neuron
+  Matrix residual_;                      // [R, d]
+  DenseInput normed_;                    // [R, d]
+  QuantizedInput predictor_input_;       // [R, r], Spark with integers: normed[:r]
+  QuantizedInput rest_input_;            // [R, d − r]: normed[r:]
+  Matrix qkv_;                           // [R, (H + 2G)·A]
+  DenseInput attended_;                  // [R, H·A]
+  Matrix projected_;                     // [R, SumCols(d)]: what an attention or FFN block gives
+  Matrix gate_;                          // [R, F]: scores, then (dense) the hidden layer
+  Matrix up_;                            // [R, F]: in a Spark model compacted to the active neurons
+  DenseInput hidden_;                    // [R, F], dense model
+  std::unique_ptr<SparkFfn> ffn_;        // null in a dense model
   DenseInput head_input_;                // [max_logit_rows, d]
   Matrix logits_;                        // [max_logit_rows, vocab]
   std::unique_ptr<SublinearHead> head_;  // null: all logits always

@@ -102,6 +102,7 @@ class EngineImpl final : public Engine {
   StepPlan Plan() const;
   void RunStep(const StepPlan& plan);
   void PutStep(const StepPlan& plan);
+  void Fail(const absl::Status& status);
   void Advance();
   void ReadLogits();
   void DrawToken(Sampler& sampler, Draw& draw);
@@ -426,7 +427,7 @@ void EngineImpl::AdmitPlanned(const std::vector<uint64_t>& ids) {
 void EngineImpl::RunStep(const StepPlan& plan) {
   const absl::Time start = options_.clock->Now();
   PutStep(plan);
-  transformer_.Forward(batch_);
+  if (const absl::Status status = transformer_.Forward(batch_); !status.ok()) return Fail(status);
   Advance();
   ReadLogits();
 
@@ -437,6 +438,13 @@ void EngineImpl::RunStep(const StepPlan& plan) {
   // Counted first: who sees a request's end sees it in the metrics too.
   Report(now - start);
   for (Ending& ending : ended) EndRunning(std::move(ending));
+}
+
+// What the step was for can't go on: its keys and values are undefined.
+void EngineImpl::Fail(const absl::Status& status) {
+  std::set<uint64_t> ids;
+  for (const StepSlice& slice : step_) ids.insert(slice.request->id());
+  for (const uint64_t id : ids) EndRunning({id, FinishReason::kError, status});
 }
 
 void EngineImpl::PutStep(const StepPlan& plan) {

@@ -59,6 +59,7 @@ SequenceSlice LiveRequest::NextSlice(uint32_t index, uint32_t tokens) const {
   if (prompt_left() > 0) {
     slice.tokens = std::span(request_.prompt).subspan(prompt_computed_, tokens);
     slice.position = prompt_computed_;
+    slice.prompt = true;
     slice.logits = request_.prompt_logprobs  ? LogitRows::kAll
                    : tokens == prompt_left() ? LogitRows::kLast
                                              : LogitRows::kNone;

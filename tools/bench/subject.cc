@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <iostream>
 #include <random>
 #include <utility>
 
@@ -47,12 +49,19 @@ std::vector<int32_t> Subject::WriteText(size_t tokens) {
   std::vector<int32_t> text = {weights_->config.bos_token_id};
   while (text.size() < tokens) {
     const SequenceSlice slice{{&text.back(), 1}, text.size() - 1, lease.blocks(), LogitRows::kLast};
-    transformer_.Forward({&slice, 1});
+    Forward({&slice, 1});
     const auto next = sampler.Sample(transformer_.logits(0), {.seed = 1}, 0, text.size(),
                                      weights_->config.eos_token_ids);
     text.push_back(next.value_or(0));
   }
   return text;
+}
+
+void Subject::Forward(std::span<const SequenceSlice> batch) {
+  const absl::Status status = transformer_.Forward(batch);
+  if (status.ok()) return;
+  std::cerr << "firesteel-bench: " << status.message() << "\n";
+  std::exit(1);
 }
 
 void Subject::AddStepBytes(Sample* sample) const {
@@ -70,10 +79,13 @@ void Subject::AddStepBytes(Sample* sample) const {
 void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, Sample* sample) {
   for (size_t at = 0; at < tokens; at += chunk_) {
     const size_t n = std::min(chunk_, tokens - at);
-    const SequenceSlice slice{std::span(text_).subspan(at, n), at, blocks,
+    const SequenceSlice slice{std::span(text_).subspan(at, n),
+                              at,
+                              blocks,
                               at + n == tokens ? LogitRows::kLast : LogitRows::kNone,
-                              sublinear_head_ ? 1u : 0u};
-    transformer_.Forward({&slice, 1});
+                              sublinear_head_ ? 1u : 0u,
+                              /*prompt=*/true};
+    Forward({&slice, 1});
     if (sample != nullptr) AddStepBytes(sample);
   }
 }
@@ -126,7 +138,7 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
                    sublinear_head_ ? 1u : 0u};
     }
     const auto start = std::chrono::steady_clock::now();
-    transformer_.Forward(slices);
+    Forward(slices);
     seconds += Seconds(std::chrono::steady_clock::now() - start);
     AddStepBytes(&sum);
     for (size_t i = 0; i < batch; ++i) {

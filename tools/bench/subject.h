@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,6 +57,7 @@ class Subject {
   void FillCache(std::span<std::byte* const> blocks, size_t tokens, Sample* sample);
   Sample PerToken(Sample sum, const std::array<double, kNumPhases>& before, double tokens,
                   double seconds) const;
+  void Forward(std::span<const SequenceSlice> batch);
   void AddStepBytes(Sample* sample) const;
 
   const std::shared_ptr<const ModelWeights> weights_;

@@ -1,0 +1,203 @@
+#include "kernels/integer_rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+// clang-format off
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/integer_rows.cc"
+#include "hwy/foreach_target.h"
+// The rest is compiled once per target, so it has to follow foreach_target.h.
+#include "hwy/highway.h"
+#include "kernels/dot-inl.h"
+#include "kernels/integer_sums-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace firesteel::kernels {
+namespace HWY_NAMESPACE {
+
+using PairTag = hn::Repartition<uint16_t, ByteTag>;
+using BytesVec = hn::Vec<ByteTag>;
+
+// Four rows' bytes of the same columns → vectors whose four neighbouring bytes belong to one
+// column. Within each 128-bit block of 16 columns: columns 0 to 3 to q0, 4 to 7 to q1 and so on.
+// This makes the order of columns of the sums.
+HWY_INLINE void Interleave(BytesVec r0, BytesVec r1, BytesVec r2, BytesVec r3, BytesVec& q0,
+                           BytesVec& q1, BytesVec& q2, BytesVec& q3) {
+  const ByteTag du8;
+  const PairTag du16;
+  const auto low01 = hn::BitCast(du16, hn::InterleaveLower(du8, r0, r1));
+  const auto high01 = hn::BitCast(du16, hn::InterleaveUpper(du8, r0, r1));
+  const auto low23 = hn::BitCast(du16, hn::InterleaveLower(du8, r2, r3));
+  const auto high23 = hn::BitCast(du16, hn::InterleaveUpper(du8, r2, r3));
+  q0 = hn::BitCast(du8, hn::InterleaveLower(du16, low01, low23));
+  q1 = hn::BitCast(du8, hn::InterleaveUpper(du16, low01, low23));
+  q2 = hn::BitCast(du8, hn::InterleaveLower(du16, high01, high23));
+  q3 = hn::BitCast(du8, hn::InterleaveUpper(du16, high01, high23));
+}
+
+// Coefficients of four rows, in every lane.
+struct FourCoefficients {
+  hn::Vec<SignedByteTag> high;
+  hn::Vec<SignedByteTag> low;
+};
+
+// The first `count` ≤ 4 from `at` on; zeros behind them.
+HWY_INLINE FourCoefficients CoefficientsAt(const QuantizedRows& c, size_t at, size_t count) {
+  const SumTag ds;
+  const SignedByteTag di8;
+  int32_t high = 0, low = 0;
+  std::memcpy(&high, c.High(0) + at, count);
+  std::memcpy(&low, c.Low(0) + at, count);
+  return {hn::BitCast(di8, hn::Set(ds, high)), hn::BitCast(di8, hn::Set(ds, low))};
+}
+
+// Adds kGroups × 4 rows to the sums of all columns; meanwhile fetches the rows `ahead`.
+template <size_t kGroups, bool kAhead>
+HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows,
+                        [[maybe_unused]] const uint8_t* const* HWY_RESTRICT ahead,
+                        const FourCoefficients& c0, [[maybe_unused]] const FourCoefficients& c1,
+                        size_t cols, int32_t* HWY_RESTRICT high, int32_t* HWY_RESTRICT low) {
+  static_assert(kGroups == 1 || kGroups == 2);
+  const SumTag ds;
+  const ByteTag du8;
+  const size_t bytes = hn::Lanes(du8);
+  const size_t lanes = hn::Lanes(ds);
+  const auto flip = hn::Set(du8, 0x80);  // the CPU multiplies unsigned by signed bytes
+  const auto load = [&](size_t row, size_t i)
+                        HWY_ATTR { return hn::Xor(hn::LoadU(du8, rows[row] + i), flip); };
+  for (size_t i = 0; i < cols; i += bytes) {
+    if constexpr (kAhead) {
+      if (i % kAlignment == 0) {
+        for (size_t r = 0; r < 4 * kGroups; ++r) FetchToL2(ahead[r] + i);
+      }
+    }
+    BytesVec q0, q1, q2, q3;
+    Interleave(load(0, i), load(1, i), load(2, i), load(3, i), q0, q1, q2, q3);
+    int32_t* const h = high + i;
+    int32_t* const l = low + i;
+    auto h0 = hn::SumOfMulQuadAccumulate(ds, q0, c0.high, hn::LoadU(ds, h));
+    auto h1 = hn::SumOfMulQuadAccumulate(ds, q1, c0.high, hn::LoadU(ds, h + lanes));
+    auto h2 = hn::SumOfMulQuadAccumulate(ds, q2, c0.high, hn::LoadU(ds, h + 2 * lanes));
+    auto h3 = hn::SumOfMulQuadAccumulate(ds, q3, c0.high, hn::LoadU(ds, h + 3 * lanes));
+    auto l0 = hn::SumOfMulQuadAccumulate(ds, q0, c0.low, hn::LoadU(ds, l));
+    auto l1 = hn::SumOfMulQuadAccumulate(ds, q1, c0.low, hn::LoadU(ds, l + lanes));
+    auto l2 = hn::SumOfMulQuadAccumulate(ds, q2, c0.low, hn::LoadU(ds, l + 2 * lanes));
+    auto l3 = hn::SumOfMulQuadAccumulate(ds, q3, c0.low, hn::LoadU(ds, l + 3 * lanes));
+    if constexpr (kGroups > 1) {
+      Interleave(load(4, i), load(5, i), load(6, i), load(7, i), q0, q1, q2, q3);
+      h0 = hn::SumOfMulQuadAccumulate(ds, q0, c1.high, h0);
+      h1 = hn::SumOfMulQuadAccumulate(ds, q1, c1.high, h1);
+      h2 = hn::SumOfMulQuadAccumulate(ds, q2, c1.high, h2);
+      h3 = hn::SumOfMulQuadAccumulate(ds, q3, c1.high, h3);
+      l0 = hn::SumOfMulQuadAccumulate(ds, q0, c1.low, l0);
+      l1 = hn::SumOfMulQuadAccumulate(ds, q1, c1.low, l1);
+      l2 = hn::SumOfMulQuadAccumulate(ds, q2, c1.low, l2);
+      l3 = hn::SumOfMulQuadAccumulate(ds, q3, c1.low, l3);
+    }
+    hn::StoreU(h0, ds, h);
+    hn::StoreU(h1, ds, h + lanes);
+    hn::StoreU(h2, ds, h + 2 * lanes);
+    hn::StoreU(h3, ds, h + 3 * lanes);
+    hn::StoreU(l0, ds, l);
+    hn::StoreU(l1, ds, l + lanes);
+    hn::StoreU(l2, ds, l + 2 * lanes);
+    hn::StoreU(l3, ds, l + 3 * lanes);
+  }
+}
+
+void AddIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, size_t begin, size_t end,
+                        const TypedView& w, int32_t* sums) {
+  constexpr size_t kRows = 8;
+  const size_t cols = SumCols(w.cols);
+  int32_t* const high = sums;
+  int32_t* const low = sums + cols;
+  const uint8_t* rows[2][kRows];  // these and the next ones, in turn
+  const auto take = [&](const uint8_t** group, size_t first) {
+    for (size_t r = 0; r < kRows; ++r) group[r] = w.RowBytes(active[first + r]);
+  };
+  size_t j = begin;
+  if (j + kRows <= end) take(rows[0], j);
+  for (size_t at = 0; j + kRows <= end; j += kRows, at = 1 - at) {
+    const FourCoefficients c0 = CoefficientsAt(c, j, 4), c1 = CoefficientsAt(c, j + 4, 4);
+    if (j + 2 * kRows <= end) {
+      take(rows[1 - at], j + kRows);
+      AddRows<2, true>(rows[at], rows[1 - at], c0, c1, cols, high, low);
+    } else {
+      AddRows<2, false>(rows[at], rows[at], c0, c1, cols, high, low);
+    }
+  }
+  for (; j < end; j += 4) {
+    const size_t count = std::min<size_t>(4, end - j);
+    for (size_t r = 0; r < 4; ++r) rows[0][r] = w.RowBytes(active[j + std::min(r, count - 1)]);
+    const FourCoefficients c0 = CoefficientsAt(c, j, count);
+    AddRows<1, false>(rows[0], rows[0], c0, c0, cols, high, low);
+  }
+}
+
+void TakeIntegerSumsImpl(const QuantizedRows& c, size_t cols, int32_t* sums, float* y) {
+  const SumTag ds;
+  const hn::RebindToFloat<SumTag> df;
+  const size_t padded = SumCols(cols);
+  const auto high_offset = hn::Set(ds, 128 * c.high_sums[0]);
+  const auto low_offset = hn::Set(ds, 128 * c.low_sums[0]);
+  const auto scale = hn::Set(df, c.scales[0]);
+  const auto shift = hn::Set(df, 256.0f);
+  for (size_t i = 0; i < padded; i += hn::Lanes(ds)) {
+    const auto high = hn::ConvertTo(df, hn::Sub(hn::LoadU(ds, sums + i), high_offset));
+    const auto low = hn::ConvertTo(df, hn::Sub(hn::LoadU(ds, sums + padded + i), low_offset));
+    hn::StoreU(hn::Mul(hn::MulAdd(high, shift, low), scale), df, y + i);
+    hn::StoreU(hn::Zero(ds), ds, sums + i);
+    hn::StoreU(hn::Zero(ds), ds, sums + padded + i);
+  }
+}
+
+void ToColumnOrderImpl(size_t cols, float* y) {
+  const hn::FixedTag<float, 4> d4;
+  const size_t lanes = hn::Lanes(SumTag());
+  HWY_ALIGN float block[4 * hn::MaxLanes(SumTag())];
+  // A vector of bytes covers 4 · lanes columns; its 128-bit blocks 16 each, 4 in each of q0 to q3.
+  for (size_t first = 0; first < SumCols(cols); first += 4 * lanes) {
+    std::memcpy(block, y + first, 4 * lanes * sizeof(float));
+    for (size_t b = 0; b < lanes / 4; ++b) {
+      for (size_t q = 0; q < 4; ++q) {
+        hn::StoreU(hn::LoadU(d4, block + q * lanes + 4 * b), d4, y + first + 16 * b + 4 * q);
+      }
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace firesteel::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace firesteel::kernels {
+
+HWY_EXPORT(AddIntegerRowsImpl);
+HWY_EXPORT(TakeIntegerSumsImpl);
+HWY_EXPORT(ToColumnOrderImpl);
+
+void QuantizeCoefficients(float* coefficients, const uint32_t* active, const TypedView& w,
+                          const QuantizedRows& out) {
+  HWY_DASSERT(w.dtype == DType::kI8 && out.rows == 1 && out.cols <= kMaxCoefficients);
+  for (size_t j = 0; j < out.cols; ++j) coefficients[j] *= w.row_scales[active[j]];
+  QuantizeActivations(coefficients, out, 0);
+}
+
+void AddIntegerRows(const QuantizedRows& c, const uint32_t* active, size_t begin, size_t end,
+                    const TypedView& w, int32_t* sums) {
+  HWY_DASSERT(w.dtype == DType::kI8 && begin <= end && end <= c.cols);
+  HWY_DASSERT(SumCols(w.cols) <= w.stride || w.rows == 0);
+  HWY_DYNAMIC_DISPATCH(AddIntegerRowsImpl)(c, active, begin, end, w, sums);
+}
+
+void TakeIntegerSums(const QuantizedRows& c, size_t cols, int32_t* sums, float* y) {
+  HWY_DYNAMIC_DISPATCH(TakeIntegerSumsImpl)(c, cols, sums, y);
+}
+
+void ToColumnOrder(size_t cols, float* y) { HWY_DYNAMIC_DISPATCH(ToColumnOrderImpl)(cols, y); }
+
+}  // namespace firesteel::kernels
+#endif  // HWY_ONCE

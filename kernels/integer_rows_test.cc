@@ -1,0 +1,137 @@
+#include "kernels/integer_rows.h"
+
+#include <algorithm>
+
+#include "kernels/reference.h"
+#include "kernels/test_util.h"
+
+namespace firesteel::kernels {
+namespace {
+
+class IntegerRowsTest : public SimdTest {
+ protected:
+  Random random_{11};
+};
+FIRESTEEL_FOR_EACH_SIMD_TARGET(IntegerRowsTest);
+
+// 8-bit weights; what pads a row is not zero, since nothing says that it is.
+struct Rows {
+  Rows(Random& random, size_t num_rows, size_t num_cols)
+      : rows(num_rows), cols(num_cols), stride(SumCols(num_cols)), bytes(num_rows * stride) {
+    std::fill(bytes.data(), bytes.data() + bytes.size(), int8_t{77});
+    for (size_t r = 0; r < rows; ++r) {
+      auto values = random.Floats(cols);
+      for (float& v : values) v *= static_cast<float>(1 + r % 3);
+      std::vector<int8_t> padded(stride);
+      scales.push_back(QuantizeWeightsI8(values.data(), cols, padded.data()));
+      std::copy_n(padded.data(), cols, bytes.data() + r * stride);
+    }
+  }
+  TypedView view() const {
+    return {bytes.data(), DType::kI8, rows, cols, stride, scales.data(), nullptr};
+  }
+
+  const size_t rows, cols, stride;
+  Guarded<int8_t> bytes;
+  std::vector<float> scales;
+};
+
+// Room for rounded coefficients.
+struct Rounded {
+  explicit Rounded(size_t count)
+      : plane((count + kQuantizedPadding - 1) / kQuantizedPadding * kQuantizedPadding),
+        planes(2 * plane),
+        offsets(plane / 4) {}
+  QuantizedRows view(size_t count) {
+    return {planes.data(), offsets.data(), &scale, &high_sum, &low_sum, 1, count, plane};
+  }
+  const size_t plane;
+  Guarded<int8_t> planes;
+  Guarded<int32_t> offsets;
+  float scale = 0;
+  int32_t high_sum = 0, low_sum = 0;
+};
+
+// The whole product, with the list cut at `cuts`.
+std::vector<float> Product(const std::vector<float>& coefficients,
+                           const std::vector<uint32_t>& active, const Rows& w,
+                           std::vector<size_t> cuts = {}) {
+  Rounded rounded(active.size());
+  std::vector<float> scaled = coefficients;
+  const QuantizedRows c = rounded.view(active.size());
+  QuantizeCoefficients(scaled.data(), active.data(), w.view(), c);
+  Guarded<int32_t> sums(2 * SumCols(w.cols));
+  std::fill(sums.data(), sums.data() + sums.size(), 0);
+  cuts.push_back(active.size());
+  size_t begin = 0;
+  for (const size_t end : cuts) {
+    AddIntegerRows(c, active.data(), begin, end, w.view(), sums.data());
+    begin = end;
+  }
+  Guarded<float> y(SumCols(w.cols));
+  TakeIntegerSums(c, w.cols, sums.data(), y.data());
+  EXPECT_TRUE(
+      std::all_of(sums.span().begin(), sums.span().end(), [](int32_t v) { return v == 0; }));
+  ToColumnOrder(w.cols, y.data());
+  EXPECT_TRUE(y.GuardsIntact() && sums.GuardsIntact() && rounded.planes.GuardsIntact());
+  return {y.data(), y.data() + w.cols};
+}
+
+TEST_P(IntegerRowsTest, MatchesReference) {
+  for (const size_t cols : {1, 15, 16, 63, 64, 65, 130, 257, 512}) {
+    for (const double density : {0.0, 0.08, 0.5, 1.0}) {
+      Rows w(random_, 61, cols);
+      const auto active = random_.Subset(w.rows, density);
+      const auto coefficients = random_.Floats(active.size());
+      const auto y = Product(coefficients, active, w);
+      const auto exact = reference::SparseVecMat(coefficients, active, w.view());
+      // Half a step of 16 bits for each coefficient, times the largest weight.
+      std::vector<float> scaled = coefficients;
+      for (size_t j = 0; j < active.size(); ++j) scaled[j] *= w.scales[active[j]];
+      const double tolerance =
+          MaxAbs(scaled) / 32512 * 0.51 * 127 * static_cast<double>(active.size()) +
+          4 * kEps * MaxAbs(scaled) * 127 * static_cast<double>(active.size()) + kTiny;
+      EXPECT_LE(WorstError(y, exact, [&](size_t) { return tolerance; }), 1.0) << cols;
+      if (active.size() < 3 || cols < 4) continue;
+      std::vector<float> wrong = coefficients;
+      wrong.back() = 0.0f;
+      EXPECT_GT(WorstError(Product(wrong, active, w), exact, [&](size_t) { return tolerance; }),
+                1.0);
+    }
+  }
+}
+
+TEST_P(IntegerRowsTest, CutsOfTheListDoNotChangeBits) {
+  Rows w(random_, 90, 200);
+  const auto active = random_.Subset(w.rows, 0.5);
+  const auto coefficients = random_.Floats(active.size());
+  const auto whole = Product(coefficients, active, w);
+  for (size_t at = 0; at <= active.size(); ++at) {
+    ASSERT_TRUE(
+        SameBits(Product(coefficients, active, w, {at, std::min(active.size(), at + 5)}), whole))
+        << at;
+  }
+}
+
+// Sums are exact and only their order of columns is the target's own.
+TEST_P(IntegerRowsTest, EveryTargetGivesTheSameBits) {
+  Random random(5);  // the same values for all
+  Rows w(random, 70, 300);
+  const auto active = random.Subset(w.rows, 0.6);
+  const auto coefficients = random.Floats(active.size());
+  const auto y = Product(coefficients, active, w);
+  ASSERT_TRUE(ForceSimdTarget(AvailableSimdTargets().back()));
+  EXPECT_TRUE(SameBits(Product(coefficients, active, w), y));
+}
+
+TEST_P(IntegerRowsTest, ValuesThatAreNotFiniteSpoilTheSum) {
+  Rows w(random_, 9, 20);
+  const std::vector<uint32_t> active = {0, 3, 4, 8};
+  for (const float bad : {kNaN, kInf}) {
+    for (const float v : Product({1.0f, bad, 1.0f, 1.0f}, active, w))
+      EXPECT_FALSE(std::isfinite(v));
+  }
+}
+
+}  // namespace
+}  // namespace firesteel::kernels

@@ -1,0 +1,222 @@
+#include "runtime/model/spark_ffn.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "kernels/elementwise.h"
+#include "kernels/integer_rows.h"
+#include "kernels/sparse_ffn.h"
+#include "kernels/statistical_topk.h"
+
+namespace firesteel {
+namespace {
+
+using kernels::DType;
+using kernels::MatView;
+
+// Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows.
+constexpr size_t kFewRows = 32;
+// Rows of a step take turns over windows of neurons of about so many bytes, so that what one of
+// them fetched from memory is in the L2 cache for the others.
+constexpr size_t kWindowBytes = size_t{512} << 10;
+
+// A range has enough active neurons to work on, and there are enough ranges to share.
+size_t NumRanges(const ModelConfig& config) {
+  return std::clamp<size_t>(config.ffn_top_k / 60, 4, 16);
+}
+
+float* RowOf(Matrix& matrix, size_t row) { return static_cast<float*>(matrix.MutableRow(row)); }
+
+}  // namespace
+
+SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, size_t max_rows)
+    : config_(config),
+      num_ranges_(NumRanges(config)),
+      stride_(config.intermediate_size + kernels::kCompactionSlack),
+      integer_down_(down == DType::kI8),
+      quantile_(kernels::NormalQuantile(1.0 - static_cast<double>(config.ffn_top_k) /
+                                                  static_cast<double>(config.intermediate_size))),
+      excess_(max_rows, stride_, DType::kF32),
+      active_(max_rows * stride_),
+      num_active_(max_rows),
+      needed_(config.intermediate_size),
+      sums_(std::max(max_rows, std::min(max_rows, kFewRows) * num_ranges_),
+            kernels::SumCols(config.hidden_size), DType::kF32),
+      scratch_(num_threads) {
+  if (!integer_down_) return;
+  const size_t rows = std::min(max_rows, std::max(kFewRows, max_rows / num_threads + 1));
+  for (WorkerScratch& scratch : scratch_) {
+    scratch.coefficients = QuantizedInput(rows, config.intermediate_size / num_ranges_ + 1, 0);
+    scratch.sums = Matrix(rows, 2 * kernels::SumCols(config.hidden_size), DType::kF32);
+  }
+}
+
+void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_rows) {
+  if (worker.index() == 0) next_range_.store(0, std::memory_order_relaxed);
+  const size_t f = config_.intermediate_size;
+  const IndexRange rows = worker.Share(num_rows);
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    uint32_t* const list = &active_[row * stride_];
+    const double theta = kernels::StatisticalThreshold(scores.Row(row), f, quantile_);
+    const size_t count =
+        kernels::CompactAbove(scores.Row(row), f, theta, list, RowOf(excess_, row));
+    num_active_[row] = static_cast<uint32_t>(count);
+    if (num_rows == 1) continue;  // the union is the row itself
+    for (size_t j = 0; j < count; ++j) {
+      std::atomic_ref<uint8_t>(needed_[list[j]]).store(1, std::memory_order_relaxed);
+    }
+  }
+}
+
+// Leaves `needed_` clear for the next layer.
+uint32_t SparkFfn::CountUnion(size_t num_rows) {
+  if (num_rows == 1) return num_active_[0];
+  uint32_t count = 0;
+  for (uint8_t& needed : needed_) count += std::exchange(needed, 0);
+  return count;
+}
+
+void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+                   const MatView& up, const MatView& out) {
+  const IndexRange share = worker.Share(num_rows);
+  if (num_rows <= kFewRows) {
+    for (size_t range = next_range_.fetch_add(1, std::memory_order_relaxed); range < num_ranges_;
+         range = next_range_.fetch_add(1, std::memory_order_relaxed)) {
+      AddRange(worker, {weights, input, up, {0, num_rows}, Neurons(range)},
+               [&](size_t row) { return RangeSum(row, range); });
+    }
+    worker.Barrier();
+    for (size_t row = share.begin; row < share.end; ++row) {
+      for (size_t range = 0; range < num_ranges_; ++range) {
+        AddRangeSum(range, RangeSum(row, range), out.Row(row));
+      }
+    }
+  } else {
+    for (size_t range = 0; range < num_ranges_; ++range) {
+      AddRange(worker, {weights, input, up, share, Neurons(range)},
+               [&](size_t row) { return RowOf(sums_, row); });
+      for (size_t row = share.begin; row < share.end; ++row) {
+        AddRangeSum(range, RowOf(sums_, row), out.Row(row));
+      }
+    }
+  }
+  if (!integer_down_) return;
+  for (size_t row = share.begin; row < share.end; ++row) {
+    kernels::ToColumnOrder(config_.hidden_size, out.Row(row));
+  }
+}
+
+template <typename SumFn>
+void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
+  const bool alone = part.rows.end - part.rows.begin == 1;
+  ForActive(part, part.weights.up_proj, [&](size_t row, IndexRange list) {
+    if (alone) {  // on their way meanwhile
+      kernels::FetchFirstRows(part.weights.down_proj.view(), &active_[row * stride_ + list.begin],
+                              list.end - list.begin);
+    }
+    ProjectUp(part, row, list);
+  });
+  if (integer_down_) return AddIntegers(worker, part, sum);
+  for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
+    std::memset(sum(row), 0, kernels::SumCols(config_.hidden_size) * sizeof(float));
+  }
+  ForActive(part, part.weights.down_proj, [&](size_t row, IndexRange list) {
+    const size_t at = row * stride_ + list.begin;
+    kernels::AddSparseVecMat(RowOf(excess_, row) + list.begin, &active_[at], list.end - list.begin,
+                             part.weights.down_proj.view(), sum(row));
+  });
+}
+
+// Coefficients of a part of a row's list: gelu(a) ⊙ (up_proj · x).
+void SparkFfn::ProjectUp(const Part& part, size_t row, IndexRange list) {
+  const kernels::TypedView w = part.weights.up_proj.view();
+  const uint32_t* const active = &active_[row * stride_];
+  float* const up = part.up.Row(row);
+  float* const excess = RowOf(excess_, row) + list.begin;
+  if (kernels::IsQuantized(w.dtype)) {
+    kernels::QuantizedMaskedMatVec(part.input.integers.From(row, 1), w, active, list.begin,
+                                   list.end, up);
+  } else {
+    kernels::TypedView x = part.input.floats;
+    x.data = static_cast<const std::byte*>(x.data) + kernels::BytesOf(x.dtype, row * x.stride);
+    x.rows = 1;
+    kernels::MaskedMatVec(x, w, active, list.begin, list.end, up);
+  }
+  kernels::GeluMul(excess, up + list.begin, list.end - list.begin, excess);
+}
+
+// The same sums in integers. The coefficients of a row's range are rounded together, before any of
+// them is multiplied.
+template <typename SumFn>
+void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
+  WorkerScratch& scratch = scratch_[worker.index()];
+  const kernels::TypedView w = part.weights.down_proj.view();
+  const kernels::QuantizedRows all = scratch.coefficients.view();
+  const auto sums_of = [&](size_t row) {
+    return static_cast<int32_t*>(scratch.sums.MutableRow(row - part.rows.begin));
+  };
+  const auto coefficients_of = [&](size_t row, IndexRange list) {
+    kernels::QuantizedRows c = all.From(row - part.rows.begin, 1);
+    c.cols = list.end - list.begin;
+    return c;
+  };
+  for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
+    const IndexRange list = ListOf(row, part.neurons);
+    kernels::QuantizeCoefficients(RowOf(excess_, row) + list.begin,
+                                  &active_[row * stride_ + list.begin], w,
+                                  coefficients_of(row, list));
+  }
+  ForActive(part, part.weights.down_proj, [&](size_t row, IndexRange window) {
+    const IndexRange list = ListOf(row, part.neurons);
+    kernels::AddIntegerRows(coefficients_of(row, list), &active_[row * stride_ + list.begin],
+                            window.begin - list.begin, window.end - list.begin, w, sums_of(row));
+  });
+  for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
+    kernels::TakeIntegerSums(coefficients_of(row, ListOf(row, part.neurons)), config_.hidden_size,
+                             sums_of(row), sum(row));
+  }
+}
+
+// Calls visit(row, part of the row's list) until each row's active neurons of `part` were visited;
+// one call a row and window. `matrix` is the one whose rows are read.
+template <typename VisitFn>
+void SparkFfn::ForActive(const Part& part, const Matrix& matrix, const VisitFn& visit) const {
+  const size_t row_bytes = matrix.bytes() / matrix.rows() + 1;
+  const bool alone = part.rows.end - part.rows.begin == 1;
+  const size_t window = alone ? part.neurons.end : std::max<size_t>(1, kWindowBytes / row_bytes);
+  for (size_t first = part.neurons.begin; first < part.neurons.end; first += window) {
+    const IndexRange neurons{first, std::min(part.neurons.end, first + window)};
+    for (size_t row = part.rows.begin; row < part.rows.end; ++row) visit(row, ListOf(row, neurons));
+  }
+}
+
+// Where the active ones of some neurons stand in a row's list.
+IndexRange SparkFfn::ListOf(size_t row, IndexRange neurons) const {
+  const std::span<const uint32_t> list = active(row);
+  const auto index = [&](size_t neuron) {
+    return static_cast<size_t>(std::lower_bound(list.begin(), list.end(), neuron) - list.begin());
+  };
+  return {index(neurons.begin), index(neurons.end)};
+}
+
+IndexRange SparkFfn::Neurons(size_t range) const {
+  const size_t f = config_.intermediate_size;
+  return {f * range / num_ranges_, f * (range + 1) / num_ranges_};
+}
+
+float* SparkFfn::RangeSum(size_t row, size_t range) {
+  return RowOf(sums_, row * num_ranges_ + range);
+}
+
+// Ranges are added in their order; the first one starts the sum.
+void SparkFfn::AddRangeSum(size_t range, const float* sum, float* out) const {
+  const size_t width = kernels::SumCols(config_.hidden_size);
+  if (range == 0) {
+    std::memcpy(out, sum, width * sizeof(float));
+  } else {
+    kernels::Add(sum, width, out);
+  }
+}
+
+}  // namespace firesteel

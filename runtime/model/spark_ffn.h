@@ -1,0 +1,101 @@
+// The sparse half of a Spark FFN (arXiv 2506.06644, section 3.1): from the predictor's scores to
+// what the active neurons add.
+
+#ifndef FIRESTEEL_RUNTIME_MODEL_SPARK_FFN_H_
+#define FIRESTEEL_RUNTIME_MODEL_SPARK_FFN_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/quantized.h"
+#include "kernels/tensor.h"
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/weights.h"
+#include "runtime/model/quantized_input.h"
+#include "runtime/threading/worker_pool.h"
+
+namespace firesteel {
+
+/// down_proj · (gelu(a) ⊙ (up_proj · x)) for the rows of a step, with a the soft threshold of their
+/// scores. Only weights of active neurons are read.
+///
+/// The neurons are cut into ranges, whose number is the model's own. What a range contributes to a
+/// row is added up apart, and the ranges in their order: so neither the other rows nor the workers
+/// change a bit, whoever computes what. Where down_proj has 8 bits, a range's coefficients are
+/// rounded together to 16 and its sums are exact integers (kernels/integer_rows.h).
+///
+/// The members of a team call Select and, behind a barrier, Run. One step at a time.
+class SparkFfn {
+ public:
+  /// The other half of the FFN's input, normed[r:] of all rows [rows, d − r]: in f32 or bf16, or
+  /// with quantized weights as integers.
+  struct Input {
+    kernels::TypedView floats;
+    kernels::QuantizedRows integers;
+  };
+
+  /// Steps have at most `max_rows` rows. `down` is the type of all down_proj.
+  SparkFfn(const ModelConfig& config, kernels::DType down, size_t num_threads, size_t max_rows);
+
+  /// Statistical top-k (section 3.2) of the worker's share of the first `num_rows` rows of
+  /// `scores` [rows, F].
+  void Select(const Worker& worker, const kernels::MatView& scores, size_t num_rows);
+  /// The neurons that Select found for a row, rising.
+  std::span<const uint32_t> active(size_t row) const {
+    return {&active_[row * stride_], num_active_[row]};
+  }
+  /// Behind the barrier, for one worker: how many neurons some row needs.
+  uint32_t CountUnion(size_t num_rows);
+
+  /// The output of the worker's share of the rows, to `out` [rows, SumCols(d)]; ends without a
+  /// barrier. `up` [rows, F] is scratch.
+  void Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+           const kernels::MatView& up, const kernels::MatView& out);
+
+ private:
+  // A part of a step: which weights and inputs, whose rows, which range of neurons.
+  struct Part {
+    const LayerWeights& weights;
+    const Input& input;
+    const kernels::MatView& up;
+    IndexRange rows;
+    IndexRange neurons;
+  };
+  struct WorkerScratch {
+    QuantizedInput coefficients;  // [rows of a worker, the widest range]
+    Matrix sums;                  // [rows of a worker, 2 · SumCols(d)] of int32
+  };
+
+  // sum(row) = what the part's neurons contribute to each of its rows.
+  template <typename SumFn>
+  void AddRange(Worker& worker, const Part& part, const SumFn& sum);
+  void ProjectUp(const Part& part, size_t row, IndexRange list);
+  template <typename SumFn>
+  void AddIntegers(Worker& worker, const Part& part, const SumFn& sum);
+  template <typename VisitFn>
+  void ForActive(const Part& part, const Matrix& matrix, const VisitFn& visit) const;
+  IndexRange ListOf(size_t row, IndexRange neurons) const;
+  IndexRange Neurons(size_t range) const;
+  float* RangeSum(size_t row, size_t range);
+  void AddRangeSum(size_t range, const float* sum, float* out) const;
+
+  const ModelConfig& config_;
+  const size_t num_ranges_;
+  const size_t stride_;  // of lists
+  const bool integer_down_;
+  const double quantile_;
+  Matrix excess_;                     // [R, stride]: a, then the coefficients, compacted
+  std::vector<uint32_t> active_;      // [R, stride]: their neurons
+  std::vector<uint32_t> num_active_;  // [R]
+  std::vector<uint8_t> needed_;       // [F]: 1 where a row of the step needs the neuron
+  Matrix sums_;                       // [few rows · ranges or R, SumCols(d)]
+  std::vector<WorkerScratch> scratch_;
+  std::atomic<size_t> next_range_{0};
+};
+
+}  // namespace firesteel
+
+#endif  // FIRESTEEL_RUNTIME_MODEL_SPARK_FFN_H_
