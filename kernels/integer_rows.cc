@@ -43,13 +43,13 @@ struct FourCoefficients {
   hn::Vec<SignedByteTag> low;
 };
 
-// The first `count` ≤ 4 from `at` on; zeros behind them.
-HWY_INLINE FourCoefficients CoefficientsAt(const QuantizedRows& c, size_t at, size_t count) {
+// Those from `at` on; behind the last one there are zeros.
+HWY_INLINE FourCoefficients CoefficientsAt(const QuantizedRows& c, size_t at) {
   const SumTag ds;
   const SignedByteTag di8;
-  int32_t high = 0, low = 0;
-  std::memcpy(&high, c.High(0) + at, count);
-  std::memcpy(&low, c.Low(0) + at, count);
+  int32_t high, low;
+  std::memcpy(&high, c.High(0) + at, sizeof(high));
+  std::memcpy(&low, c.Low(0) + at, sizeof(low));
   return {hn::BitCast(di8, hn::Set(ds, high)), hn::BitCast(di8, hn::Set(ds, low))};
 }
 
@@ -107,8 +107,24 @@ HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows,
   }
 }
 
-void AddIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, size_t begin, size_t end,
-                        const TypedView& w, int32_t* sums) {
+// What sums stand for: (256 · high + low) · scale, without the 128 that was added to every weight.
+struct Finish {
+  using DF = hn::RebindToFloat<SumTag>;
+  explicit Finish(const QuantizedRows& c)
+      : high_offset(128 * c.high_sums[0]), low_offset(128 * c.low_sums[0]), scale(c.scales[0]) {}
+  HWY_INLINE hn::Vec<DF> operator()(SumVec high, SumVec low) const {
+    const SumTag ds;
+    const DF df;
+    const auto h = hn::ConvertTo(df, hn::Sub(high, hn::Set(ds, high_offset)));
+    const auto l = hn::ConvertTo(df, hn::Sub(low, hn::Set(ds, low_offset)));
+    return hn::Mul(hn::MulAdd(h, hn::Set(df, 256.0f), l), hn::Set(df, scale));
+  }
+  int32_t high_offset, low_offset;
+  float scale;
+};
+
+void SumIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
+                        int32_t* sums, float* y) {
   constexpr size_t kRows = 8;
   const size_t cols = SumCols(w.cols);
   int32_t* const high = sums;
@@ -117,39 +133,81 @@ void AddIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, size_t b
   const auto take = [&](const uint8_t** group, size_t first) {
     for (size_t r = 0; r < kRows; ++r) group[r] = w.RowBytes(active[first + r]);
   };
-  size_t j = begin;
-  if (j + kRows <= end) take(rows[0], j);
-  for (size_t at = 0; j + kRows <= end; j += kRows, at = 1 - at) {
-    const FourCoefficients c0 = CoefficientsAt(c, j, 4), c1 = CoefficientsAt(c, j + 4, 4);
-    if (j + 2 * kRows <= end) {
+  size_t j = 0;
+  if (kRows <= c.cols) take(rows[0], 0);
+  for (size_t at = 0; j + kRows <= c.cols; j += kRows, at = 1 - at) {
+    const FourCoefficients c0 = CoefficientsAt(c, j), c1 = CoefficientsAt(c, j + 4);
+    if (j + 2 * kRows <= c.cols) {
       take(rows[1 - at], j + kRows);
       AddRows<2, true>(rows[at], rows[1 - at], c0, c1, cols, high, low);
     } else {
       AddRows<2, false>(rows[at], rows[at], c0, c1, cols, high, low);
     }
   }
-  for (; j < end; j += 4) {
-    const size_t count = std::min<size_t>(4, end - j);
-    for (size_t r = 0; r < 4; ++r) rows[0][r] = w.RowBytes(active[j + std::min(r, count - 1)]);
-    const FourCoefficients c0 = CoefficientsAt(c, j, count);
+  for (; j < c.cols; j += 4) {
+    for (size_t r = 0; r < 4; ++r) rows[0][r] = w.RowBytes(active[std::min(j + r, c.cols - 1)]);
+    const FourCoefficients c0 = CoefficientsAt(c, j);
     AddRows<1, false>(rows[0], rows[0], c0, c0, cols, high, low);
+  }
+  const SumTag ds;
+  const Finish finish(c);
+  for (size_t i = 0; i < cols; i += hn::Lanes(ds)) {
+    hn::StoreU(finish(hn::LoadU(ds, high + i), hn::LoadU(ds, low + i)), Finish::DF(), y + i);
+    hn::StoreU(hn::Zero(ds), ds, high + i);
+    hn::StoreU(hn::Zero(ds), ds, low + i);
   }
 }
 
-void TakeIntegerSumsImpl(const QuantizedRows& c, size_t cols, int32_t* sums, float* y) {
+// The columns of one vector of bytes, for all listed rows.
+template <bool kAdd>
+HWY_INLINE void SumBlock(const QuantizedRows& c, const uint32_t* HWY_RESTRICT active,
+                         const uint8_t* HWY_RESTRICT column, size_t row_bytes, const Finish& finish,
+                         float* HWY_RESTRICT y) {
   const SumTag ds;
-  const hn::RebindToFloat<SumTag> df;
-  const size_t padded = SumCols(cols);
-  const auto high_offset = hn::Set(ds, 128 * c.high_sums[0]);
-  const auto low_offset = hn::Set(ds, 128 * c.low_sums[0]);
-  const auto scale = hn::Set(df, c.scales[0]);
-  const auto shift = hn::Set(df, 256.0f);
-  for (size_t i = 0; i < padded; i += hn::Lanes(ds)) {
-    const auto high = hn::ConvertTo(df, hn::Sub(hn::LoadU(ds, sums + i), high_offset));
-    const auto low = hn::ConvertTo(df, hn::Sub(hn::LoadU(ds, sums + padded + i), low_offset));
-    hn::StoreU(hn::Mul(hn::MulAdd(high, shift, low), scale), df, y + i);
-    hn::StoreU(hn::Zero(ds), ds, sums + i);
-    hn::StoreU(hn::Zero(ds), ds, sums + padded + i);
+  const ByteTag du8;
+  const Finish::DF df;
+  const size_t lanes = hn::Lanes(ds);
+  const auto flip = hn::Set(du8, 0x80);
+  SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
+  const size_t last = c.cols - 1;
+  for (size_t j = 0; j < c.cols; j += 4) {
+    const auto row = [&](size_t r) HWY_ATTR {
+      const size_t index = active[HWY_MIN(j + r, last)];
+      return hn::Xor(hn::LoadU(du8, column + index * row_bytes), flip);
+    };
+    BytesVec q0, q1, q2, q3;
+    Interleave(row(0), row(1), row(2), row(3), q0, q1, q2, q3);
+    const FourCoefficients four = CoefficientsAt(c, j);
+    h0 = hn::SumOfMulQuadAccumulate(ds, q0, four.high, h0);
+    h1 = hn::SumOfMulQuadAccumulate(ds, q1, four.high, h1);
+    h2 = hn::SumOfMulQuadAccumulate(ds, q2, four.high, h2);
+    h3 = hn::SumOfMulQuadAccumulate(ds, q3, four.high, h3);
+    l0 = hn::SumOfMulQuadAccumulate(ds, q0, four.low, l0);
+    l1 = hn::SumOfMulQuadAccumulate(ds, q1, four.low, l1);
+    l2 = hn::SumOfMulQuadAccumulate(ds, q2, four.low, l2);
+    l3 = hn::SumOfMulQuadAccumulate(ds, q3, four.low, l3);
+  }
+  const auto put = [&](SumVec high, SumVec low, float* out) HWY_ATTR {
+    const auto sum = finish(high, low);
+    hn::StoreU(kAdd ? hn::Add(hn::LoadU(df, out), sum) : sum, df, out);
+  };
+  put(h0, l0, y);
+  put(h1, l1, y + lanes);
+  put(h2, l2, y + 2 * lanes);
+  put(h3, l3, y + 3 * lanes);
+}
+
+void SumIntegerColumnsImpl(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
+                           size_t col_begin, size_t col_end, bool add, float* y) {
+  const Finish finish(c);
+  const size_t bytes = hn::Lanes(ByteTag());
+  for (size_t i = col_begin; i < col_end; i += bytes) {
+    const uint8_t* const column = w.RowBytes(0) + i;
+    if (add) {
+      SumBlock<true>(c, active, column, w.stride, finish, y + i);
+    } else {
+      SumBlock<false>(c, active, column, w.stride, finish, y + i);
+    }
   }
 }
 
@@ -175,8 +233,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace firesteel::kernels {
 
-HWY_EXPORT(AddIntegerRowsImpl);
-HWY_EXPORT(TakeIntegerSumsImpl);
+HWY_EXPORT(SumIntegerRowsImpl);
+HWY_EXPORT(SumIntegerColumnsImpl);
 HWY_EXPORT(ToColumnOrderImpl);
 
 void QuantizeCoefficients(float* coefficients, const uint32_t* active, const TypedView& w,
@@ -186,15 +244,17 @@ void QuantizeCoefficients(float* coefficients, const uint32_t* active, const Typ
   QuantizeActivations(coefficients, out, 0);
 }
 
-void AddIntegerRows(const QuantizedRows& c, const uint32_t* active, size_t begin, size_t end,
-                    const TypedView& w, int32_t* sums) {
-  HWY_DASSERT(w.dtype == DType::kI8 && begin <= end && end <= c.cols);
-  HWY_DASSERT(SumCols(w.cols) <= w.stride || w.rows == 0);
-  HWY_DYNAMIC_DISPATCH(AddIntegerRowsImpl)(c, active, begin, end, w, sums);
+void SumIntegerRows(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
+                    int32_t* sums, float* y) {
+  HWY_DASSERT(w.dtype == DType::kI8 && SumCols(w.cols) <= w.stride);
+  HWY_DYNAMIC_DISPATCH(SumIntegerRowsImpl)(c, active, w, sums, y);
 }
 
-void TakeIntegerSums(const QuantizedRows& c, size_t cols, int32_t* sums, float* y) {
-  HWY_DYNAMIC_DISPATCH(TakeIntegerSumsImpl)(c, cols, sums, y);
+void SumIntegerColumns(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
+                       size_t col_begin, size_t col_end, bool add, float* y) {
+  HWY_DASSERT(w.dtype == DType::kI8 && col_end <= SumCols(w.cols) && col_end <= w.stride);
+  HWY_DASSERT(col_begin % kAlignment == 0 && col_end % kAlignment == 0);
+  HWY_DYNAMIC_DISPATCH(SumIntegerColumnsImpl)(c, active, w, col_begin, col_end, add, y);
 }
 
 void ToColumnOrder(size_t cols, float* y) { HWY_DYNAMIC_DISPATCH(ToColumnOrderImpl)(cols, y); }

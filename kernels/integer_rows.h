@@ -5,7 +5,7 @@
 // activations are (quantized.h). Four rows at a time are interleaved byte by byte, so that an
 // instruction that multiplies four neighbouring bytes adds four neurons to sixteen columns: half
 // the work of converting the weights to floats. Sums are exact: neither the order of the neurons,
-// nor the cutting of their list, nor the SIMD target changes a bit.
+// nor the SIMD target changes a bit.
 
 #ifndef FIRESTEEL_KERNELS_INTEGER_ROWS_H_
 #define FIRESTEEL_KERNELS_INTEGER_ROWS_H_
@@ -31,15 +31,20 @@ inline constexpr size_t kMaxCoefficients = 65536;
 void QuantizeCoefficients(float* coefficients, const uint32_t* active, const TypedView& w,
                           const QuantizedRows& out);
 
-/// Adds Σ_j c_j · w[active[j], :] for j in [begin, end) to `sums` [2, SumCols(w.cols)], one row a
-/// plane, in an order of columns of its own; c and `active` as QuantizeCoefficients had them. w kI8
-/// [F, D].
-void AddIntegerRows(const QuantizedRows& c, const uint32_t* active, size_t begin, size_t end,
-                    const TypedView& w, int32_t* sums);
+// Two ways to the same bits. Both take c and `active` as QuantizeCoefficients had them, w kI8 [F,
+// D], and give columns in an order of the kernel's own.
 
-/// y [SumCols(cols)] = what `sums` stand for once each of the coefficients was added, in their
-/// order of columns; and zeros to `sums`, for the next ones.
-void TakeIntegerSums(const QuantizedRows& c, size_t cols, int32_t* sums, float* y);
+/// For rows that come from memory, which are read one group after the other, each to its end:
+/// y [SumCols(w.cols)] = Σ_j c_j · w[active[j], :]. `sums` [2 · SumCols(w.cols)] is scratch that
+/// holds zeros before and after.
+void SumIntegerRows(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
+                    int32_t* sums, float* y);
+
+/// For rows that are in a cache already, since other coefficients needed them, too: y[i] = or (if
+/// `add`) += Σ_j c_j · w[active[j], i] for i in [col_begin, col_end), multiples of kAlignment up to
+/// SumCols(w.cols). Sums stay in registers.
+void SumIntegerColumns(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
+                       size_t col_begin, size_t col_end, bool add, float* y);
 
 /// Puts y [SumCols(cols)], in the order of sums, into that of the columns.
 void ToColumnOrder(size_t cols, float* y);

@@ -17,9 +17,9 @@ using kernels::MatView;
 
 // Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows.
 constexpr size_t kFewRows = 32;
-// Rows of a step take turns over windows of neurons of about so many bytes, so that what one of
+// Rows of a step take turns over windows of weights of about so many bytes, so that what one of
 // them fetched from memory is in the L2 cache for the others.
-constexpr size_t kWindowBytes = size_t{512} << 10;
+constexpr size_t kWindowBytes = size_t{1152} << 10;
 
 // A range has enough active neurons to work on, and there are enough ranges to share.
 size_t NumRanges(const ModelConfig& config) {
@@ -48,7 +48,7 @@ SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, si
   const size_t rows = std::min(max_rows, std::max(kFewRows, max_rows / num_threads + 1));
   for (WorkerScratch& scratch : scratch_) {
     scratch.coefficients = QuantizedInput(rows, config.intermediate_size / num_ranges_ + 1, 0);
-    scratch.sums = Matrix(rows, 2 * kernels::SumCols(config.hidden_size), DType::kF32);
+    scratch.sums = Matrix(1, 2 * kernels::SumCols(config.hidden_size), DType::kF32);
   }
 }
 
@@ -83,7 +83,7 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
   if (num_rows <= kFewRows) {
     for (size_t range = next_range_.fetch_add(1, std::memory_order_relaxed); range < num_ranges_;
          range = next_range_.fetch_add(1, std::memory_order_relaxed)) {
-      AddRange(worker, {weights, input, up, {0, num_rows}, Neurons(range)},
+      AddRange(worker, {weights, input, up, {0, num_rows}, Neurons(range), false},
                [&](size_t row) { return RangeSum(row, range); });
     }
     worker.Barrier();
@@ -92,9 +92,14 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
         AddRangeSum(range, RangeSum(row, range), out.Row(row));
       }
     }
+  } else if (integer_down_) {
+    for (size_t range = 0; range < num_ranges_; ++range) {
+      AddRange(worker, {weights, input, up, share, Neurons(range), range > 0},
+               [&](size_t row) { return out.Row(row); });
+    }
   } else {
     for (size_t range = 0; range < num_ranges_; ++range) {
-      AddRange(worker, {weights, input, up, share, Neurons(range)},
+      AddRange(worker, {weights, input, up, share, Neurons(range), false},
                [&](size_t row) { return RowOf(sums_, row); });
       for (size_t row = share.begin; row < share.end; ++row) {
         AddRangeSum(range, RowOf(sums_, row), out.Row(row));
@@ -109,9 +114,8 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
 
 template <typename SumFn>
 void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
-  const bool alone = part.rows.end - part.rows.begin == 1;
   ForActive(part, part.weights.up_proj, [&](size_t row, IndexRange list) {
-    if (alone) {  // on their way meanwhile
+    if (part.alone()) {  // on their way meanwhile
       kernels::FetchFirstRows(part.weights.down_proj.view(), &active_[row * stride_ + list.begin],
                               list.end - list.begin);
     }
@@ -146,18 +150,14 @@ void SparkFfn::ProjectUp(const Part& part, size_t row, IndexRange list) {
   kernels::GeluMul(excess, up + list.begin, list.end - list.begin, excess);
 }
 
-// The same sums in integers. The coefficients of a row's range are rounded together, before any of
-// them is multiplied.
+// The same sums in integers. Rows of a prompt or a batch take turns over columns of the range, of
+// which a window fits the L2 cache; then sums never wait in memory.
 template <typename SumFn>
 void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
   WorkerScratch& scratch = scratch_[worker.index()];
   const kernels::TypedView w = part.weights.down_proj.view();
-  const kernels::QuantizedRows all = scratch.coefficients.view();
-  const auto sums_of = [&](size_t row) {
-    return static_cast<int32_t*>(scratch.sums.MutableRow(row - part.rows.begin));
-  };
   const auto coefficients_of = [&](size_t row, IndexRange list) {
-    kernels::QuantizedRows c = all.From(row - part.rows.begin, 1);
+    kernels::QuantizedRows c = scratch.coefficients.view().From(row - part.rows.begin, 1);
     c.cols = list.end - list.begin;
     return c;
   };
@@ -167,14 +167,23 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
                                   &active_[row * stride_ + list.begin], w,
                                   coefficients_of(row, list));
   }
-  ForActive(part, part.weights.down_proj, [&](size_t row, IndexRange window) {
+  if (part.alone() && !part.add) {
+    const size_t row = part.rows.begin;
     const IndexRange list = ListOf(row, part.neurons);
-    kernels::AddIntegerRows(coefficients_of(row, list), &active_[row * stride_ + list.begin],
-                            window.begin - list.begin, window.end - list.begin, w, sums_of(row));
-  });
-  for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
-    kernels::TakeIntegerSums(coefficients_of(row, ListOf(row, part.neurons)), config_.hidden_size,
-                             sums_of(row), sum(row));
+    kernels::SumIntegerRows(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
+                            static_cast<int32_t*>(scratch.sums.MutableRow(0)), sum(row));
+    return;
+  }
+  const size_t cols = kernels::SumCols(w.cols);
+  const size_t neurons = part.neurons.end - part.neurons.begin;
+  const size_t window =
+      std::max<size_t>(1, kWindowBytes / (neurons * kernels::kAlignment)) * kernels::kAlignment;
+  for (size_t first = 0; first < cols; first += window) {
+    for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
+      const IndexRange list = ListOf(row, part.neurons);
+      kernels::SumIntegerColumns(coefficients_of(row, list), &active_[row * stride_ + list.begin],
+                                 w, first, std::min(cols, first + window), part.add, sum(row));
+    }
   }
 }
 
@@ -183,8 +192,8 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
 template <typename VisitFn>
 void SparkFfn::ForActive(const Part& part, const Matrix& matrix, const VisitFn& visit) const {
   const size_t row_bytes = matrix.bytes() / matrix.rows() + 1;
-  const bool alone = part.rows.end - part.rows.begin == 1;
-  const size_t window = alone ? part.neurons.end : std::max<size_t>(1, kWindowBytes / row_bytes);
+  const size_t window =
+      part.alone() ? part.neurons.end : std::max<size_t>(1, kWindowBytes / row_bytes);
   for (size_t first = part.neurons.begin; first < part.neurons.end; first += window) {
     const IndexRange neurons{first, std::min(part.neurons.end, first + window)};
     for (size_t row = part.rows.begin; row < part.rows.end; ++row) visit(row, ListOf(row, neurons));

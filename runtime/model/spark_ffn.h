@@ -63,10 +63,13 @@ class SparkFfn {
     const kernels::MatView& up;
     IndexRange rows;
     IndexRange neurons;
+    bool add;  // to what the sums hold (integers only)
+
+    bool alone() const { return rows.end - rows.begin == 1; }
   };
   struct WorkerScratch {
     QuantizedInput coefficients;  // [rows of a worker, the widest range]
-    Matrix sums;                  // [rows of a worker, 2 · SumCols(d)] of int32
+    Matrix sums;                  // [2 · SumCols(d)] of int32, zeros between uses
   };
 
   // sum(row) = what the part's neurons contribute to each of its rows.
