@@ -5,13 +5,16 @@
 #include <chrono>
 #include <cstdint>
 #include <fstream>
+#include <memory>
 #include <random>
 #include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "kernels/compute_peak.h"
 #include "kernels/memory_read.h"
 #include "runtime/checkpoint/weights.h"
+#include "runtime/gemm/gemm.h"
 
 namespace firesteel::bench {
 
@@ -28,21 +31,60 @@ std::string CpuName() {
 
 namespace {
 
-// Calls work(worker) on the whole team several times; the most bytes a second of any pass, in 10⁹.
+// Calls work(worker) on the whole team several times; the most of `amount` (bytes, operations) that
+// any pass did in a second, in 10⁹.
 template <class Work>
-double BestGbps(WorkerPool& pool, double bytes, const Work& work) {
+double BestRate(WorkerPool& pool, double amount, const Work& work) {
   constexpr int kPasses = 7;
   double best = 0;
   for (int pass = 0; pass < kPasses; ++pass) {
     const auto start = std::chrono::steady_clock::now();
     pool.Run(work);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, bytes / seconds.count() * 1e-9);
+    best = std::max(best, amount / seconds.count() * 1e-9);
   }
   return best;
 }
 
 }  // namespace
+
+ComputeSpeed MeasureCompute(WorkerPool& pool) {
+  constexpr size_t kSteps = 1 << 20;
+  const auto threads = static_cast<double>(pool.num_threads());
+  float values[3] = {0.5f, 1.0f, 0.0f};
+  ComputeSpeed speed;
+  speed.f32 = BestRate(pool, threads * kernels::MultiplyAdds(kSteps, values), [&](Worker&) {
+    float mine[3] = {0.5f, 1.0f, 0.0f};
+    kernels::MultiplyAdds(kSteps, mine);
+  });
+  if (!gemm::Available()) return speed;
+
+  using kernels::BF16;
+  constexpr size_t kTokens = 64, kSize = 2304, kRepeats = 8;
+  struct Product {
+    std::unique_ptr<gemm::Gemm> gemm = gemm::Gemm::Create().value();
+    Matrix x{kTokens, kSize, kernels::DType::kBF16};
+    Matrix w{gemm::kRowGrain * 4, kSize, kernels::DType::kBF16};
+    Matrix y{kTokens, gemm::kRowGrain * 4, kernels::DType::kF32};
+  };
+  std::vector<Product> products(pool.num_threads());
+  const double operations = 2.0 * kRepeats * threads * static_cast<double>(kTokens * kSize) *
+                            static_cast<double>(products[0].w.rows());
+  std::atomic<bool> ok{true};
+  const double rate = BestRate(pool, operations, [&](Worker& worker) {
+    Product& p = products[worker.index()];
+    const kernels::TypedView x = p.x.view(), w = p.w.view(), y = p.y.view();
+    for (size_t i = 0; i < kRepeats; ++i) {
+      const absl::Status status =
+          p.gemm->BF16({x.Row<BF16>(0), x.rows, x.cols, x.stride},
+                       {w.Row<BF16>(0), w.rows, w.cols, w.stride}, gemm::WeightLayout::kOutIn, 0,
+                       w.rows, {static_cast<float*>(p.y.MutableRow(0)), y.rows, y.cols, y.stride});
+      if (!status.ok()) ok = false;
+    }
+  });
+  if (ok) speed.bf16 = rate;
+  return speed;
+}
 
 MemorySpeed MeasureMemory(WorkerPool& pool) {
   constexpr size_t kRowBytes = 2560;
@@ -52,7 +94,7 @@ MemorySpeed MeasureMemory(WorkerPool& pool) {
   std::atomic<uint32_t> sink{0};  // keeps the sums, hence the reads
 
   MemorySpeed speed;
-  speed.sequential = BestGbps(pool, kRows * kRowBytes, [&](Worker& worker) {
+  speed.sequential = BestRate(pool, kRows * kRowBytes, [&](Worker& worker) {
     const IndexRange share = worker.Share(kRows);
     sink ^= kernels::ReadAll(memory.view().RowBytes(share.begin),
                              (share.end - share.begin) * kRowBytes);
@@ -64,7 +106,7 @@ MemorySpeed MeasureMemory(WorkerPool& pool) {
   for (uint32_t row = 0; row < kRows; ++row) {
     if (active(engine)) rows.push_back(row);
   }
-  speed.gather = BestGbps(pool, static_cast<double>(rows.size() * kRowBytes), [&](Worker& worker) {
+  speed.gather = BestRate(pool, static_cast<double>(rows.size() * kRowBytes), [&](Worker& worker) {
     const IndexRange share = worker.Share(rows.size());
     sink ^= kernels::ReadRows(data, kRowBytes, &rows[share.begin], share.end - share.begin);
   });

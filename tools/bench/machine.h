@@ -19,6 +19,16 @@ struct MemorySpeed {
   double gather = 0;  // 8% of the rows of a matrix, each 2,560 bytes: the rows of a sparse FFN
 };
 
+/// How fast the whole team multiplies, in 10⁹ operations a second.
+struct ComputeSpeed {
+  double f32 = 0;   // vectors of f32
+  double bf16 = 0;  // what runtime/gemm makes of a product of 64 × 2304 × 2304 in the caches; 0
+                    // without matrix units
+};
+
+/// The best of several passes.
+ComputeSpeed MeasureCompute(WorkerPool& pool);
+
 /// The best of several passes over a gigabyte of huge pages.
 MemorySpeed MeasureMemory(WorkerPool& pool);
 

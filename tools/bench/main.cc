@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,6 +21,7 @@
 #include "runtime/threading/cpu_topology.h"
 #include "tools/bench/machine.h"
 #include "tools/bench/report.h"
+#include "tools/bench/roofline.h"
 #include "tools/bench/subject.h"
 
 namespace firesteel::bench {
@@ -42,6 +44,7 @@ struct Options {
   size_t chunk = 256;
   size_t repeat = 5;
   bool json = false;
+  std::string roofline;
 };
 
 // --weights: how a checkpoint is loaded, and the type of synthetic weights.
@@ -147,6 +150,7 @@ absl::StatusOr<Report> Run(const Options& options) {
   {
     WorkerPool pool(report.threads);
     report.memory = MeasureMemory(pool);
+    report.compute_speed = MeasureCompute(pool);
   }
   const size_t max_tokens =
       std::max(Largest(options.prompt), Largest(options.context) + options.decode);
@@ -234,6 +238,7 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_flag("--json", options.json, "Print JSON");
+  app.add_option("--roofline", options.roofline, "Also write a roofline picture to this SVG file");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -254,6 +259,15 @@ int Main(int argc, char** argv) {
   if (!report.ok()) {
     std::fprintf(stderr, "firesteel-bench: %s\n", std::string(report.status().message()).c_str());
     return 2;
+  }
+  if (!options.roofline.empty()) {
+    std::ofstream file(options.roofline);
+    file << ToRoofline(*report);
+    if (!file.flush()) {
+      std::fprintf(stderr, "firesteel-bench: --roofline %s: cannot be written\n",
+                   options.roofline.c_str());
+      return 2;
+    }
   }
   std::fputs((options.json ? ToJson(*report) : ToTable(*report)).c_str(), stdout);
   return 0;

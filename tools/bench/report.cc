@@ -11,12 +11,6 @@
 namespace firesteel::bench {
 namespace {
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
-}
-
 std::vector<double> Speeds(const Series& series) {
   std::vector<double> speeds;
   for (const Sample& run : series.runs) speeds.push_back(run.tokens_per_second);
@@ -32,6 +26,10 @@ double MedianOf(const Series& series, const std::function<double(const Sample&)>
 
 double BytesPerToken(const Series& series) {
   return MedianOf(series, [](const Sample& run) { return run.bytes_per_token; });
+}
+
+double FlopsPerToken(const Series& series) {
+  return MedianOf(series, [](const Sample& run) { return run.flops_per_token; });
 }
 
 double ScatteredPerToken(const Series& series) {
@@ -82,13 +80,21 @@ const char* Phase(const Setting& setting) { return setting.prefill() ? "prefill"
 
 }  // namespace
 
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+}
+
 std::string ToJson(const Report& report) {
   nlohmann::json json;
   json["machine"] = {{"cpu", report.cpu},
                      {"simd_target", report.simd_target},
                      {"threads", report.threads},
                      {"read_bandwidth_gbps", report.memory.sequential},
-                     {"gather_bandwidth_gbps", report.memory.gather}};
+                     {"gather_bandwidth_gbps", report.memory.gather},
+                     {"f32_gflops", report.compute_speed.f32},
+                     {"bf16_matrix_gflops", report.compute_speed.bf16}};
   json["compute"] = report.compute;
   json["kv"] = report.kv;
   json["results"] = nlohmann::json::array();
@@ -107,6 +113,7 @@ std::string ToJson(const Report& report) {
                                 {{"median", Median(speeds)},
                                  {"min", *std::min_element(speeds.begin(), speeds.end())},
                                  {"max", *std::max_element(speeds.begin(), speeds.end())}}},
+                               {"flops_per_token", FlopsPerToken(series)},
                                {"bytes_per_token", BytesPerToken(series)},
                                {"scattered_bytes_per_token", ScatteredPerToken(series)},
                                {"bandwidth_fraction", BandwidthFraction(report, series)},

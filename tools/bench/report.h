@@ -37,6 +37,7 @@ struct Report {
   std::string kv;      // "bf16", "f32"
   size_t threads = 1;  // the most of any setting
   MemorySpeed memory;  // with that many threads
+  ComputeSpeed compute_speed;
   std::vector<Series> series;
 };
 
@@ -46,6 +47,9 @@ std::string ToJson(const Report& report);
 
 /// The same for a person.
 std::string ToTable(const Report& report);
+
+/// The middle one, or the mean of the two in the middle. At least one value.
+double Median(std::vector<double> values);
 
 }  // namespace firesteel::bench
 

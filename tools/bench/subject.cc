@@ -64,12 +64,16 @@ void Subject::Forward(std::span<const SequenceSlice> batch) {
   std::exit(1);
 }
 
-void Subject::AddStepBytes(Sample* sample) const {
+void Subject::AddStepCost(Sample* sample) const {
   sample->bytes_per_token += cost_.HeadBytes(transformer_.head_activity()).performed;
+  for (const HeadActivity& head : transformer_.head_activity()) {
+    sample->flops_per_token += cost_.HeadFlops(head);
+  }
   for (const LayerActivity& layer : transformer_.activity()) {
     sample->bytes_per_token += cost_.LayerBytes(layer.ffn_union).performed;
     sample->scattered_per_token += cost_.ScatteredBytes(layer.ffn_union);
     for (const RowActivity& row : layer.rows) {
+      sample->flops_per_token += cost_.LayerFlops(row).performed;
       sample->bytes_per_token += cost_.KvBytes(row);
       sample->scattered_per_token += cost_.ScatteredKvBytes(row);
     }
@@ -86,7 +90,7 @@ void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, Sampl
                               sublinear_head_ ? 1u : 0u,
                               /*prompt=*/true};
     Forward({&slice, 1});
-    if (sample != nullptr) AddStepBytes(sample);
+    if (sample != nullptr) AddStepCost(sample);
   }
 }
 
@@ -94,6 +98,7 @@ void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, Sampl
 Sample Subject::PerToken(Sample sum, const std::array<double, kNumPhases>& before, double tokens,
                          double seconds) const {
   sum.tokens_per_second = tokens / seconds;
+  sum.flops_per_token /= tokens;
   sum.bytes_per_token /= tokens;
   sum.scattered_per_token /= tokens;
   for (size_t i = 0; i < kNumPhases; ++i) {
@@ -140,7 +145,7 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
     const auto start = std::chrono::steady_clock::now();
     Forward(slices);
     seconds += Seconds(std::chrono::steady_clock::now() - start);
-    AddStepBytes(&sum);
+    AddStepCost(&sum);
     for (size_t i = 0; i < batch; ++i) {
       if (const LogitCandidates some = transformer_.candidates(i); !some.ids.empty()) {
         last[i] = sampler.Sample(some.ids, some.logits, greedy, i, step).value_or(0);

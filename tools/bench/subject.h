@@ -23,6 +23,7 @@ namespace firesteel::bench {
 /// One timed run.
 struct Sample {
   double tokens_per_second = 0;
+  double flops_per_token = 0;      // of the matrix products
   double bytes_per_token = 0;      // weights read once a step, and the KV cache
   double scattered_per_token = 0;  // of those, rows of active neurons and kept positions
   std::array<double, kNumPhases> phase_seconds{};  // a token
@@ -58,7 +59,7 @@ class Subject {
   Sample PerToken(Sample sum, const std::array<double, kNumPhases>& before, double tokens,
                   double seconds) const;
   void Forward(std::span<const SequenceSlice> batch);
-  void AddStepBytes(Sample* sample) const;
+  void AddStepCost(Sample* sample) const;
 
   const std::shared_ptr<const ModelWeights> weights_;
   const size_t chunk_;
