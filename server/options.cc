@@ -360,8 +360,8 @@ const std::vector<Option>& Table() {
           +[](O& o) -> WeightMemory& { return o.weights_memory; }),
       Choice<Compute>(
           "compute", "auto|f32|bf16",
-          "Precision of activations and products; auto is f32, the parity mode, or integers where "
-          "weights are int8 or int4",
+          "Precision of activations and products: f32 is the parity mode; auto is integers where "
+          "weights are int8 or int4, bf16 where the CPU has matrix units for it, else f32",
           {{"auto", std::nullopt}, {"f32", ComputeType::kF32}, {"bf16", ComputeType::kBF16}},
           +[](O& o) -> Compute& { return o.compute; }),
       Whole<uint32_t>(
