@@ -26,6 +26,14 @@ size_t NumRanges(const ModelConfig& config) {
   return std::clamp<size_t>(config.ffn_top_k / 60, 4, 16);
 }
 
+// The columns `cols` of all rows; they begin at a multiple of kI4Group.
+kernels::TypedView Columns(kernels::TypedView w, IndexRange cols) {
+  w.data = w.RowBytes(0) + kernels::BytesOf(w.dtype, cols.begin);
+  w.cols = cols.end - cols.begin;
+  if (w.block_scales != nullptr) w.block_scales += cols.begin / kernels::kI4Block;
+  return w;
+}
+
 float* RowOf(Matrix& matrix, size_t row) { return static_cast<float*>(matrix.MutableRow(row)); }
 
 }  // namespace
@@ -114,7 +122,7 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
 
 template <typename SumFn>
 void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
-  ForActive(part, part.weights.up_proj, [&](size_t row, IndexRange list) {
+  ForActive(part, [&](size_t row, IndexRange list) {
     if (part.alone()) {  // on their way meanwhile
       kernels::FetchFirstRows(part.weights.down_proj.view(), &active_[row * stride_ + list.begin],
                               list.end - list.begin);
@@ -125,10 +133,11 @@ void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
   for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
     std::memset(sum(row), 0, kernels::SumCols(config_.hidden_size) * sizeof(float));
   }
-  ForActive(part, part.weights.down_proj, [&](size_t row, IndexRange list) {
-    const size_t at = row * stride_ + list.begin;
-    kernels::AddSparseVecMat(RowOf(excess_, row) + list.begin, &active_[at], list.end - list.begin,
-                             part.weights.down_proj.view(), sum(row));
+  const kernels::TypedView w = part.weights.down_proj.view();
+  ForColumns(part, [&](size_t row, IndexRange cols) {
+    const IndexRange list = ListOf(row, part.neurons);
+    kernels::AddSparseVecMat(RowOf(excess_, row) + list.begin, &active_[row * stride_ + list.begin],
+                             list.end - list.begin, Columns(w, cols), sum(row) + cols.begin);
   });
 }
 
@@ -150,8 +159,7 @@ void SparkFfn::ProjectUp(const Part& part, size_t row, IndexRange list) {
   kernels::GeluMul(excess, up + list.begin, list.end - list.begin, excess);
 }
 
-// The same sums in integers. Rows of a prompt or a batch take turns over columns of the range, of
-// which a window fits the L2 cache; then sums never wait in memory.
+// The same sums in integers.
 template <typename SumFn>
 void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
   WorkerScratch& scratch = scratch_[worker.index()];
@@ -174,24 +182,37 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
                             static_cast<int32_t*>(scratch.sums.MutableRow(0)), sum(row));
     return;
   }
-  const size_t cols = kernels::SumCols(w.cols);
+  ForColumns(part, [&](size_t row, IndexRange cols) {
+    const IndexRange list = ListOf(row, part.neurons);
+    kernels::SumIntegerColumns(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
+                               cols.begin, kernels::SumCols(cols.end), part.add, sum(row));
+  });
+}
+
+// Calls visit(row, columns) until each row of `part` has visited all columns of down_proj. Rows
+// take turns over windows of columns rather than of neurons, since then their sums are short, too,
+// and stay in the L1 cache or in registers.
+template <typename VisitFn>
+void SparkFfn::ForColumns(const Part& part, const VisitFn& visit) const {
+  const kernels::TypedView w = part.weights.down_proj.view();
   const size_t neurons = part.neurons.end - part.neurons.begin;
-  const size_t window =
-      std::max<size_t>(1, kWindowBytes / (neurons * kernels::kAlignment)) * kernels::kAlignment;
-  for (size_t first = 0; first < cols; first += window) {
-    for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
-      const IndexRange list = ListOf(row, part.neurons);
-      kernels::SumIntegerColumns(coefficients_of(row, list), &active_[row * stride_ + list.begin],
-                                 w, first, std::min(cols, first + window), part.add, sum(row));
-    }
+  const size_t group_bytes = neurons * kernels::BytesOf(w.dtype, kernels::kI4Group);
+  const size_t window = part.alone()
+                            ? w.cols
+                            : std::max<size_t>(1, kWindowBytes / std::max<size_t>(1, group_bytes)) *
+                                  kernels::kI4Group;
+  for (size_t first = 0; first < w.cols; first += window) {
+    const IndexRange cols{first, std::min(w.cols, first + window)};
+    for (size_t row = part.rows.begin; row < part.rows.end; ++row) visit(row, cols);
   }
 }
 
 // Calls visit(row, part of the row's list) until each row's active neurons of `part` were visited;
-// one call a row and window. `matrix` is the one whose rows are read.
+// one call a row and window of rows of up_proj.
 template <typename VisitFn>
-void SparkFfn::ForActive(const Part& part, const Matrix& matrix, const VisitFn& visit) const {
-  const size_t row_bytes = matrix.bytes() / matrix.rows() + 1;
+void SparkFfn::ForActive(const Part& part, const VisitFn& visit) const {
+  const Matrix& up = part.weights.up_proj;
+  const size_t row_bytes = up.bytes() / up.rows() + 1;
   const size_t window =
       part.alone() ? part.neurons.end : std::max<size_t>(1, kWindowBytes / row_bytes);
   for (size_t first = part.neurons.begin; first < part.neurons.end; first += window) {

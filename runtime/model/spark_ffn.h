@@ -79,7 +79,9 @@ class SparkFfn {
   template <typename SumFn>
   void AddIntegers(Worker& worker, const Part& part, const SumFn& sum);
   template <typename VisitFn>
-  void ForActive(const Part& part, const Matrix& matrix, const VisitFn& visit) const;
+  void ForActive(const Part& part, const VisitFn& visit) const;
+  template <typename VisitFn>
+  void ForColumns(const Part& part, const VisitFn& visit) const;
   IndexRange ListOf(size_t row, IndexRange neurons) const;
   IndexRange Neurons(size_t range) const;
   float* RangeSum(size_t row, size_t range);

@@ -110,6 +110,18 @@ struct Variant {
   DType kv_dtype = DType::kF32;
 };
 
+// So many neurons that rows of a step take turns over windows of columns.
+ModelConfig WideSpark() {
+  ModelConfig c = SmallSpark();
+  c.hidden_size = 300;
+  c.ffn_predictor_dim = 64;
+  c.intermediate_size = 20000;
+  c.ffn_top_k = 200;
+  c.num_layers = 1;
+  c.layer_types.resize(1);
+  return c;
+}
+
 std::vector<Variant> Variants() {
   const ModelConfig spark = SmallSpark();
   return {{"spark f32 weights", spark, DType::kF32, ComputeType::kF32},
@@ -119,6 +131,8 @@ std::vector<Variant> Variants() {
           {"dense bf16 compute", DenseTwin(spark), DType::kBF16, ComputeType::kBF16},
           {"spark bf16 cache", spark, DType::kBF16, ComputeType::kF32, DType::kBF16},
           {"dense bf16 cache", DenseTwin(spark), DType::kBF16, ComputeType::kF32, DType::kBF16},
+          {"wide spark", WideSpark(), DType::kBF16, ComputeType::kF32},
+          {"wide spark int8", WideSpark(), DType::kI8, ComputeType::kInteger},
           {"spark int8", spark, DType::kI8, ComputeType::kInteger},
           {"dense int8", DenseTwin(spark), DType::kI8, ComputeType::kInteger},
           {"spark int4", spark, DType::kI4, ComputeType::kInteger},
