@@ -119,6 +119,75 @@ TEST(Sampler, FiltersApplyInOrder) {
   EXPECT_LT(ChiSquare(counts, Normalized({0, 0.4, 0, 0.25, 0}), kDraws), kChiLimit);
 }
 
+// Draws with penalties for tokens seen before.
+std::map<int32_t, int> CountSeen(const std::vector<float>& logits, const SamplingParams& params,
+                                 const TokenCounts& seen) {
+  Sampler sampler;
+  std::map<int32_t, int> counts;
+  for (int i = 0; i < kDraws; ++i) {
+    ++counts[*sampler.Sample(logits, params, 0, static_cast<uint64_t>(i), {}, &seen)];
+  }
+  return counts;
+}
+
+TEST(Sampler, RepetitionPenaltyDividesPositiveAndMultipliesNegativeLogits) {
+  const std::vector<float> logits = {2.0f, 1.0f, -1.0f, 0.5f, -0.5f};
+  const TokenCounts seen = {{0, 3}, {2, 1}};  // how often does not matter
+  const std::vector<double> p = Normalized(
+      {std::exp(2.0 / 1.5), std::exp(1.0), std::exp(-1.0 * 1.5), std::exp(0.5), std::exp(-0.5)});
+  const auto counts = CountSeen(logits, {.repetition_penalty = 1.5f, .seed = 11}, seen);
+  EXPECT_LT(ChiSquare(counts, p, kDraws), kChiLimit);
+  EXPECT_GT(ChiSquare(CountSeen(logits, {.seed = 11}, seen), p, kDraws), kChiLimit);
+}
+
+TEST(Sampler, PresenceIsSubtractedOnceFrequencyEachTime) {
+  const TokenCounts seen = {{1, 2}, {3, 5}};
+  const auto expected = [&](double presence, double frequency) {
+    std::vector<double> p = kP;
+    for (const auto& [token, count] : seen) {
+      p[static_cast<size_t>(token)] *= std::exp(-presence - frequency * count);
+    }
+    return Normalized(p);
+  };
+  const auto presence = CountSeen(Logs(kP), {.presence_penalty = 0.7f, .seed = 12}, seen);
+  EXPECT_LT(ChiSquare(presence, expected(0.7, 0), kDraws), kChiLimit);
+  const auto frequency = CountSeen(Logs(kP), {.frequency_penalty = 0.2f, .seed = 13}, seen);
+  EXPECT_LT(ChiSquare(frequency, expected(0, 0.2), kDraws), kChiLimit);
+  const auto both =
+      CountSeen(Logs(kP), {.presence_penalty = -0.4f, .frequency_penalty = 0.1f, .seed = 14}, seen);
+  EXPECT_LT(ChiSquare(both, expected(-0.4, 0.1), kDraws), kChiLimit);
+  EXPECT_GT(ChiSquare(both, expected(0, 0.1), kDraws), kChiLimit);
+}
+
+TEST(Sampler, BiasIsAddedToTheLogit) {
+  SamplingParams params{.logit_bias = {{0, 1.0f}, {4, -2.0f}}, .seed = 15};
+  const std::vector<double> p =
+      Normalized({0.1 * std::exp(1.0), 0.4, 0.05, 0.25, 0.2 * std::exp(-2.0)});
+  EXPECT_LT(ChiSquare(Count(Logs(kP), params, kDraws), p, kDraws), kChiLimit);
+  // What is forbidden stays so, whatever its bias.
+  params.logit_bias = {{1, 100.0f}};
+  EXPECT_EQ(Count(Logs(kP), params, 1000, {1}).count(1), 0u);
+  params.temperature = 0;
+  EXPECT_EQ(Count(Logs(kP), params, 10).begin()->first, 1);
+}
+
+// Penalties and biases change logits before temperature and cuts see them.
+TEST(Sampler, AdjustmentsComeBeforeTemperatureAndCuts) {
+  const TokenCounts seen = {{1, 1}};
+  const SamplingParams params{.temperature = 2.0f,
+                              .top_k = 2,
+                              .presence_penalty = 2.0f,
+                              .logit_bias = {{2, 2.0f}},
+                              .seed = 16};
+  // Token 1 falls to 0.054, token 2 rises to 0.369: tokens 2 and 3 are the largest two.
+  const std::vector<double> p =
+      Normalized({0, 0, std::sqrt(0.05 * std::exp(2.0)), std::sqrt(0.25), 0});
+  EXPECT_LT(ChiSquare(CountSeen(Logs(kP), params, seen), p, kDraws), kChiLimit);
+  EXPECT_EQ(LargestLogitsNeeded(params), 0u);
+  EXPECT_EQ(LargestLogitsNeeded({.top_k = 5, .repetition_penalty = 1.1f}), 0u);
+  EXPECT_EQ(LargestLogitsNeeded({.temperature = 0, .frequency_penalty = 0.1f}), 0u);
+}
+
 TEST(Sampler, CandidatesDrawWhatAllLogitsDraw) {
   std::mt19937 random(1);
   const auto below = [&](uint32_t n) { return static_cast<uint32_t>(random() % n); };
