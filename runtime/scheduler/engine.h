@@ -33,6 +33,14 @@ struct EngineOptions {
   uint32_t max_queue_tokens = 1u << 20;  // prompt tokens of waiting requests; more are refused
   size_t kv_cache_bytes = 0;             // 0: DefaultKvCacheBytes
   kernels::DType kv_dtype = kernels::DType::kBF16;  // how the cache holds keys and values
+  /// Whether prompts are kept for later ones that begin alike.
+  bool prefix_cache = true;
+  /// Whether requests are admitted by what they take of the cache at first, not by their worst
+  /// case. More run at once; where the cache gets full, the last admitted lose their blocks and are
+  /// computed anew later.
+  bool optimistic_admission = false;
+  /// Who has waited for so long at the head of a client's line goes before every priority; > 0.
+  absl::Duration ageing = absl::Seconds(10);
   /// Steps in which sequences decode should not take longer: prefill chunks shrink to that end.
   /// Zero: no target.
   absl::Duration target_itl = absl::ZeroDuration();
@@ -62,7 +70,9 @@ class Engine {
 
   /// Queues a request, or refuses it before any work and never calls the sink:
   /// InvalidArgument (prompt and limits), ResourceExhausted (queue, tokens, KV), Unavailable
-  /// (draining). A ResourceExhausted that may pass carries the payload kRetryAfterPayload.
+  /// (draining), DeadlineExceeded (at the speed measured so far its deadline can't be met; the
+  /// message has the estimate). A ResourceExhausted that may pass carries the payload
+  /// kRetryAfterPayload.
   virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                                std::shared_ptr<GenerationSink> sink) = 0;
 

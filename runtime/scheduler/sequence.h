@@ -41,6 +41,11 @@ class Sequence {
   size_t position() const { return request_.prompt.size() + cached_; }
   /// The first `tokens` of pending() went to the cache.
   void Advance(size_t tokens) { cached_ += tokens; }
+  /// Gives its part of the cache up: all that was generated is pending again.
+  void Preempt() {
+    kv_ = KvLease();
+    cached_ = 0;
+  }
 
   /// The position that the next token gets: a part of the random number's key.
   uint64_t next_position() const { return request_.prompt.size() + generated_.size(); }

@@ -1,0 +1,72 @@
+#include "runtime/scheduler/step_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace firesteel {
+namespace {
+
+constexpr double kForget = 0.998;  // of the weight, a step
+constexpr int kMaxSweeps = 5000;   // of coordinate descent
+
+}  // namespace
+
+void StepCostFit::Add(const StepWork& work, absl::Duration duration) {
+  const double seconds = absl::ToDoubleSeconds(duration);
+  if (seconds <= 0) return;
+  const Vector terms = {1.0, static_cast<double>(work.prefill_tokens),
+                        static_cast<double>(work.decode_rows), static_cast<double>(work.context)};
+  // An error of a tenth counts the same in a short step and in a long one.
+  const double weight = 1.0 / (seconds * seconds);
+  for (size_t i = 0; i < kTerms; ++i) {
+    for (size_t j = 0; j < kTerms; ++j) {
+      products_[i][j] = kForget * products_[i][j] + weight * terms[i] * terms[j];
+    }
+    targets_[i] = kForget * targets_[i] + weight * terms[i] * seconds;
+  }
+  ++steps_;
+}
+
+// Least squares with no coefficient below zero, by coordinate descent: the problem is convex, so
+// that each sweep comes closer, and terms that say nothing stay at zero.
+StepCost StepCostFit::cost() const {
+  Vector x{};
+  bool moved = true;
+  for (int sweep = 0; moved && sweep < kMaxSweeps; ++sweep) {
+    moved = false;
+    for (size_t i = 0; i < kTerms; ++i) {
+      if (products_[i][i] <= 0) continue;
+      double rest = targets_[i];
+      for (size_t j = 0; j < kTerms; ++j) {
+        if (j != i) rest -= products_[i][j] * x[j];
+      }
+      const double better = std::max(0.0, rest / products_[i][i]);
+      moved = moved || std::abs(better - x[i]) > 1e-6 * better;
+      x[i] = better;
+    }
+  }
+  return {.step = x[0], .prefill_token = x[1], .decode_row = x[2], .context = x[3]};
+}
+
+absl::Duration EstimateCompletion(const StepCost& cost, const Load& load, uint32_t prompt_tokens,
+                                  double decode_tokens, uint32_t sequences) {
+  const double ahead = load.sequences + load.waiting;
+  const double places = load.max_batch_size;
+  // How full the batch is while this request runs, and what a step takes then: a row for each
+  // sequence, and the prompts of those who follow on others that ended.
+  const double rows = std::min(places, ahead + sequences);
+  const double row = cost.decode_row + cost.context * load.mean_context;
+  const double newcomer = cost.prefill_token * load.prompt_per_answer;
+  const double step = cost.step + rows * row + (rows - sequences) * newcomer;
+
+  // In a full batch one of `places` sequences ends every mean_answer / places steps.
+  const double excess = ahead + sequences - places;
+  const double wait = excess > 0
+                          ? excess * load.mean_answer / places * (step + sequences * newcomer)
+                          : cost.prefill_token * static_cast<double>(load.prompt_tokens);
+  const double own =
+      cost.step + cost.prefill_token * prompt_tokens + std::max(0.0, decode_tokens - 1) * step;
+  return absl::Seconds(wait + own);
+}
+
+}  // namespace firesteel
