@@ -1,0 +1,264 @@
+// firesteel-simulate: a day of load in seconds. The engine's own scheduler on a virtual clock.
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <exception>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "runtime/checkpoint/weights.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/synthetic.h"
+#include "runtime/threading/cpu_topology.h"
+#include "tools/simulate/outcome.h"
+#include "tools/simulate/simulator.h"
+#include "tools/simulate/trace.h"
+
+namespace firesteel::simulate {
+namespace {
+
+constexpr int kExitUsage = 2;
+
+struct Options {
+  std::string trace;
+  PoissonTrace poisson;
+  std::string model;
+  std::string shape;
+  std::vector<double> cost;
+  size_t threads = DefaultThreadCount();
+  EngineOptions engine;
+  size_t kv_cache_tokens = 0;
+  size_t context_tokens = 1024;
+  double target_itl_ms = 0;
+  bool no_prefix_cache = false;
+  bool static_batches = false;
+  bool real = false;
+  Objectives objectives;
+  double ttft_ms = 1000;
+  double itl_ms = 100;
+  bool json = false;
+};
+
+int Fail(const absl::Status& status) {
+  std::cerr << "firesteel-simulate: " << std::string(status.message()) << std::endl;
+  return kExitUsage;
+}
+
+void Declare(CLI::App& app, Options& o) {
+  app.set_help_flag("-h,--help", "Shows this and exits");
+  const char* const load = "Load";
+  app.add_option("--trace", o.trace, "CSV file of requests (docs/scheduling.md); else Poisson")
+      ->group(load);
+  app.add_option("--requests", o.poisson.requests, "Requests of the Poisson trace")
+      ->check(CLI::Range(1, 10'000'000))
+      ->capture_default_str()
+      ->group(load);
+  app.add_option("--rate", o.poisson.rate, "Requests a second")
+      ->check(CLI::Range(1e-6, 1e6))
+      ->capture_default_str()
+      ->group(load);
+  app.add_option("--prompt-tokens", o.poisson.mean_prompt_tokens, "Their mean")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str()
+      ->group(load);
+  app.add_option("--answer-tokens", o.poisson.mean_answer_tokens, "Their mean")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str()
+      ->group(load);
+  app.add_option("--spread", o.poisson.spread, "Of lengths: standard deviation of their logarithm")
+      ->check(CLI::Range(0.0, 3.0))
+      ->capture_default_str()
+      ->group(load);
+  app.add_option("--clients", o.poisson.clients, "Clients that take turns")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str()
+      ->group(load);
+  app.add_option("--prefix-groups", o.poisson.prefix_groups,
+                 "Groups of prompts that begin alike; 0: none")
+      ->check(CLI::Range(0, 1'000'000))
+      ->group(load);
+  app.add_option("--prefix-tokens", o.poisson.prefix_tokens, "For so many tokens, added to each")
+      ->check(CLI::Range(0, 1'000'000))
+      ->group(load);
+  app.add_option("--timeout", o.poisson.timeout_seconds, "Deadline of each request in seconds")
+      ->check(CLI::Range(0.0, 1e6))
+      ->group(load);
+  app.add_option("--seed", o.poisson.seed, "Of the trace")->capture_default_str()->group(load);
+
+  const char* const cost = "Cost of a step";
+  auto* const given =
+      app.add_option("--cost", o.cost,
+                     "Seconds of a step, and of each prefill token, decode row and position of "
+                     "context in it")
+          ->expected(4)
+          ->delimiter(',')
+          ->check(CLI::Range(0.0, 1e3))
+          ->group(cost);
+  auto* const model =
+      app.add_option("--model", o.model, "Measures it of this folder or packed file")
+          ->excludes(given)
+          ->group(cost);
+  app.add_option("--shape", o.shape, "Measures it of synthetic weights of this shape")
+      ->excludes(given)
+      ->excludes(model)
+      ->group(cost);
+  app.add_option("--threads", o.threads, "For measuring")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str()
+      ->group(cost);
+  app.add_flag("--real", o.real,
+               "Also runs the trace through the engine and the model, in real time")
+      ->group(cost);
+
+  const char* const engine = "Engine";
+  app.add_option("--max-batch-size", o.engine.max_batch_size, "As the server's")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str()
+      ->group(engine);
+  app.add_option("--max-batch-tokens", o.engine.max_batch_tokens, "As the server's")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str()
+      ->group(engine);
+  app.add_option("--max-queue-requests", o.engine.max_queue_requests, "As the server's")
+      ->check(CLI::Range(1, 1 << 30))
+      ->capture_default_str()
+      ->group(engine);
+  app.add_option("--max-queue-tokens", o.engine.max_queue_tokens, "As the server's")
+      ->check(CLI::Range(1, 1 << 30))
+      ->capture_default_str()
+      ->group(engine);
+  app.add_option("--kv-cache-tokens", o.kv_cache_tokens,
+                 "Positions that are cached; 0: a context for each sequence of the batch")
+      ->check(CLI::Range(0, 1 << 26))
+      ->group(engine);
+  app.add_option("--context", o.context_tokens, "Of the model; --model and --shape know it")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str()
+      ->group(engine);
+  app.add_option("--target-itl-ms", o.target_itl_ms, "As the server's")
+      ->check(CLI::Range(0.0, 6e4))
+      ->group(engine);
+  app.add_flag("--optimistic", o.engine.optimistic_admission,
+               "Admits by what a request takes at first")
+      ->group(engine);
+  app.add_flag("--no-prefix-cache", o.no_prefix_cache, "Shares no prompts")->group(engine);
+  app.add_flag("--static-batches", o.static_batches,
+               "Takes max-batch-size requests at a time and waits for all, for comparison")
+      ->group(engine);
+
+  const char* const output = "Output";
+  app.add_option("--ttft-ms", o.ttft_ms, "Served well: first token within")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str()
+      ->group(output);
+  app.add_option("--itl-ms", o.itl_ms, "Served well: mean time between tokens at most")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str()
+      ->group(output);
+  app.add_flag("--json", o.json, "Prints JSON")->group(output);
+}
+
+absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadModel(const Options& o) {
+  if (!o.model.empty()) return LoadWeights(o.model, WeightFormat::kAuto);
+  const auto config = NamedShape(o.shape);
+  if (!config.ok()) return config.status();
+  return MakeSyntheticWeights(*config, kernels::DType::kBF16, 1);
+}
+
+void Print(const char* title, const Outcome& outcome, const Options& o) {
+  if (o.json) {
+    std::cout << ToJson(outcome);
+  } else {
+    std::cout << title << "\n" << ToTable(outcome) << std::flush;
+  }
+}
+
+int Run(Options o) {
+  o.engine.target_itl = absl::Milliseconds(o.target_itl_ms);
+  o.engine.prefix_cache = !o.no_prefix_cache;
+  o.objectives = {.ttft_seconds = o.ttft_ms / 1e3, .itl_seconds = o.itl_ms / 1e3};
+  const bool measures = !o.model.empty() || !o.shape.empty();
+  if (!measures && o.cost.empty()) {
+    return Fail(absl::InvalidArgumentError("one of --cost, --model and --shape is needed"));
+  }
+  if (!measures && o.real) {
+    return Fail(absl::InvalidArgumentError("--real needs --model or --shape"));
+  }
+  if (o.engine.max_batch_tokens < o.engine.max_batch_size) {
+    return Fail(absl::InvalidArgumentError(
+        absl::StrCat("--max-batch-tokens: ", o.engine.max_batch_tokens,
+                     " is below --max-batch-size ", o.engine.max_batch_size)));
+  }
+  std::shared_ptr<const ModelWeights> weights;
+  StepCost cost;
+  if (measures) {
+    auto loaded = LoadModel(o);
+    if (!loaded.ok()) return Fail(loaded.status());
+    weights = *std::move(loaded);
+    o.context_tokens = weights->config.max_position_embeddings;
+    cost = MeasureCost(weights, o.engine, o.threads);
+  } else {
+    cost = {.step = o.cost[0],
+            .prefill_token = o.cost[1],
+            .decode_row = o.cost[2],
+            .context = o.cost[3]};
+  }
+  if (o.kv_cache_tokens == 0) o.kv_cache_tokens = o.context_tokens * o.engine.max_batch_size;
+  o.poisson.max_answer_tokens = static_cast<uint32_t>(o.context_tokens / 2);
+  o.poisson.max_prompt_tokens =
+      static_cast<uint32_t>(o.context_tokens - o.poisson.max_answer_tokens);
+  absl::StatusOr<std::vector<Arrival>> trace =
+      o.trace.empty() ? MakeTrace(o.poisson) : ReadTrace(o.trace);
+  if (!trace.ok()) return Fail(trace.status());
+
+  if (!o.json) {
+    std::cout << absl::StreamFormat(
+        "a step takes %.4g s, + %.4g s a prefill token, + %.4g s a decode row, + %.4g s a position "
+        "of context (--cost %.4g,%.4g,%.4g,%.4g)\n\n",
+        cost.step, cost.prefill_token, cost.decode_row, cost.context, cost.step, cost.prefill_token,
+        cost.decode_row, cost.context);
+  }
+  const Intake intake = o.static_batches ? Intake::kStatic : Intake::kOpen;
+  const auto simulated =
+      Simulate(*trace, cost, o.engine, o.kv_cache_tokens, o.context_tokens, intake, o.objectives);
+  if (!simulated.ok()) return Fail(simulated.status());
+  Print("simulated", *simulated, o);
+  if (!o.real) return 0;
+  EngineOptions real = o.engine;
+  real.kv_cache_bytes = KvBlockPool::BlocksFor(o.kv_cache_tokens) *
+                        KvBlockPool::BytesPerBlock(weights->config, real.kv_dtype);
+  const auto measured = RunForReal(*trace, weights, real, o.threads, intake, o.objectives);
+  if (!measured.ok()) return Fail(measured.status());
+  Print("\nmeasured", *measured, o);
+  return 0;
+}
+
+}  // namespace
+}  // namespace firesteel::simulate
+
+int main(int argc, char** argv) {
+  CLI::App app("Plays a load against Firesteel's scheduler on a virtual clock",
+               "firesteel-simulate");
+  firesteel::simulate::Options options;
+  firesteel::simulate::Declare(app, options);
+  try {
+    app.parse(argc, argv);
+    return firesteel::simulate::Run(std::move(options));
+  } catch (const CLI::Success& success) {
+    return app.exit(success);
+  } catch (const CLI::ParseError& error) {
+    app.exit(error);
+    return firesteel::simulate::kExitUsage;
+  } catch (const std::exception& error) {
+    std::cerr << "firesteel-simulate: " << error.what() << std::endl;
+    return firesteel::simulate::kExitUsage;
+  }
+}

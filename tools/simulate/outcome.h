@@ -1,0 +1,90 @@
+// What came of a trace: latencies, throughput, goodput, refusals.
+
+#ifndef FIRESTEEL_TOOLS_SIMULATE_OUTCOME_H_
+#define FIRESTEEL_TOOLS_SIMULATE_OUTCOME_H_
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "runtime/scheduler/observer.h"
+#include "runtime/scheduler/request.h"
+#include "runtime/threading/mutex.h"
+
+namespace firesteel::simulate {
+
+/// Percentiles of a latency, in seconds.
+struct Percentiles {
+  double p50 = 0;
+  double p90 = 0;
+  double p99 = 0;
+  double max = 0;
+};
+
+/// Of `values`, in any order; zeros where there are none.
+Percentiles PercentilesOf(std::vector<double> values);
+
+/// What counts as served well.
+struct Objectives {
+  double ttft_seconds = 1;
+  double itl_seconds = 0.1;  // mean between a request's tokens
+};
+
+struct Outcome {
+  double seconds = 0;  // from the first arrival to the last end
+  uint64_t requests = 0;
+  uint64_t completed = 0;
+  uint64_t deadline_exceeded = 0;
+  std::array<uint64_t, kNumRejectionReasons> refused{};
+  uint64_t served_well = 0;  // completed within the objectives
+  uint64_t prompt_tokens = 0;
+  uint64_t cached_tokens = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t steps = 0;
+  uint64_t preemptions = 0;
+  uint32_t most_waiting = 0;
+  double mean_batch = 0;  // sequences in a step
+  double most_kv = 0;     // of the cache, 0 to 1
+  Percentiles ttft;
+  Percentiles itl;
+
+  double tokens_per_second() const { return static_cast<double>(generated_tokens) / seconds; }
+  double goodput() const { return static_cast<double>(served_well) / seconds; }
+};
+
+/// Watches an engine and its requests. It is the sink of all of them: what it needs of one is in
+/// its result. Thread-safe as both interfaces ask.
+class Recorder final : public EngineObserver, public GenerationSink {
+ public:
+  explicit Recorder(const Objectives& objectives) : objectives_(objectives) {}
+
+  void OnRejected(RejectionReason reason) override { ++refused_[static_cast<size_t>(reason)]; }
+  void OnStep(const StepReport& report) override;
+  void OnFinish(const FinishReport&) override {}
+  void OnGauges(const EngineGauges& gauges) override;
+  void OnDelta(TokenDelta) override {}
+  void OnFinish(GenerationResult result) override;
+
+  /// When everything has ended, after `seconds`.
+  Outcome Finish(double seconds) const;
+
+ private:
+  const Objectives objectives_;
+  std::array<std::atomic<uint64_t>, kNumRejectionReasons> refused_{};
+  // The engine's thread.
+  Outcome outcome_;
+  uint64_t batch_sum_ = 0;
+  std::vector<double> ttft_;
+  std::vector<double> itl_;
+};
+
+std::string ToTable(const Outcome& outcome);
+std::string ToJson(const Outcome& outcome);
+
+}  // namespace firesteel::simulate
+
+#endif  // FIRESTEEL_TOOLS_SIMULATE_OUTCOME_H_

@@ -1,0 +1,172 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "runtime/model/kv_cache.h"
+#include "tools/simulate/outcome.h"
+#include "tools/simulate/simulator.h"
+#include "tools/simulate/trace.h"
+
+namespace firesteel::simulate {
+namespace {
+
+using ::testing::HasSubstr;
+
+const StepCost kCost = {.step = 0.004, .prefill_token = 0.0002, .decode_row = 0.001};
+const Objectives kObjectives = {.ttft_seconds = 1, .itl_seconds = 0.06};
+
+Outcome Play(const std::vector<Arrival>& trace, EngineOptions options = {},
+             size_t kv_cache_tokens = 32 * 1024, Intake intake = Intake::kOpen) {
+  const auto outcome = Simulate(trace, kCost, options, kv_cache_tokens, 1024, intake, kObjectives);
+  EXPECT_TRUE(outcome.ok()) << outcome.status();
+  return *outcome;
+}
+
+TEST(Trace, PoissonHasItsRateAndMeans) {
+  const auto trace = MakeTrace({.requests = 20000,
+                                .rate = 5,
+                                .mean_prompt_tokens = 100,
+                                .mean_answer_tokens = 40,
+                                .max_prompt_tokens = 5000,
+                                .max_answer_tokens = 5000});
+  double prompt = 0, answer = 0;
+  for (const Arrival& a : trace) {
+    prompt += a.prompt_tokens;
+    answer += a.answer_tokens;
+  }
+  EXPECT_NEAR(trace.back().seconds, 4000, 100);
+  EXPECT_NEAR(prompt / 20000, 100, 2);
+  EXPECT_NEAR(answer / 20000, 40, 1);
+}
+
+TEST(Trace, FilesAreCheckedLineByLine) {
+  const auto good = ParseTrace(
+      "seconds,answer_tokens,prompt_tokens,client,priority\n0,5,10,0,0\n\n0.5,6,20,1,-3\r\n");
+  ASSERT_TRUE(good.ok()) << good.status();
+  ASSERT_EQ(good->size(), 2u);
+  EXPECT_EQ((*good)[1].answer_tokens, 6u);
+  EXPECT_EQ((*good)[1].prompt_tokens, 20u);
+  EXPECT_EQ((*good)[1].priority, -3);
+  const auto error = [](const std::string& text) {
+    return std::string(ParseTrace(text).status().message());
+  };
+  const std::string header = "seconds,prompt_tokens,answer_tokens\n";
+  EXPECT_THAT(error(""), HasSubstr("no request"));
+  EXPECT_THAT(error(header), HasSubstr("no request"));
+  EXPECT_THAT(error("seconds,prompt_tokens\n"), HasSubstr("no column answer_tokens"));
+  EXPECT_THAT(error("seconds,prompt_tokens,answer_tokens,x\n"), HasSubstr("unknown column 'x'"));
+  EXPECT_THAT(error(header + "0,1\n"), HasSubstr("line 2: has 2 columns, the header 3"));
+  EXPECT_THAT(error(header + "0,0,1\n"), HasSubstr("'0' is not a number from 1"));
+  EXPECT_THAT(error(header + "0,nan,1\n"), HasSubstr("'nan'"));
+  EXPECT_THAT(error(header + "1,1,1\n0,1,1\n"), HasSubstr("line 3: is earlier"));
+  EXPECT_EQ(ReadTrace("/nonexistent").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST(Trace, PromptsOfAGroupBeginAlike) {
+  const Arrival arrival = {.prompt_tokens = 50, .answer_tokens = 9, .prefix_tokens = 32};
+  const GenerationRequest a = ToRequest(arrival, 1, 1000), b = ToRequest(arrival, 2, 1000);
+  EXPECT_TRUE(std::equal(a.prompt.begin(), a.prompt.begin() + 32, b.prompt.begin()));
+  EXPECT_NE(a.prompt, b.prompt);
+  EXPECT_EQ(a.max_tokens, 9u);
+}
+
+TEST(Simulate, OneRequestTakesWhatItsStepsTake) {
+  const Outcome o = Play({{.seconds = 3, .prompt_tokens = 100, .answer_tokens = 11}});
+  EXPECT_EQ(o.completed, 1u);
+  EXPECT_EQ(o.steps, 11u);
+  EXPECT_NEAR(o.ttft.p50, 0.004 + 100 * 0.0002, 1e-9);
+  EXPECT_NEAR(o.itl.p50, 0.005, 1e-9);
+  EXPECT_NEAR(o.seconds, 0.024 + 10 * 0.005, 1e-9);
+  EXPECT_EQ(o.generated_tokens, 11u);
+}
+
+TEST(Simulate, TheSameTraceGivesTheSameOutcome) {
+  const auto trace = MakeTrace({.requests = 3000, .rate = 8});
+  EXPECT_EQ(ToJson(Play(trace)), ToJson(Play(trace)));
+}
+
+// The policy must not get worse: figures of one trace, with room for what a better one changes.
+TEST(Simulate, OverloadIsRefusedAndWhatIsTakenIsServedWell) {
+  PoissonTrace load = {.requests = 4000};
+  const EngineOptions options = {.max_batch_size = 16, .max_queue_requests = 8};
+  const auto at = [&](double rate) {
+    load.rate = rate;
+    return Play(MakeTrace(load), options);
+  };
+  const Outcome calm = at(8), storm = at(30);
+  EXPECT_GT(calm.served_well, 3950u);
+  EXPECT_GT(storm.refused[static_cast<size_t>(RejectionReason::kQueueFull)], 1000u);
+  EXPECT_GE(storm.goodput(), 0.9 * calm.goodput());
+  EXPECT_LE(storm.most_waiting, 8u);
+}
+
+TEST(Simulate, ContinuousBatchingBeatsStaticBatching) {
+  // All there at once, and of very different lengths.
+  auto trace = MakeTrace({.requests = 600, .rate = 1e6, .spread = 1});
+  const EngineOptions options = {.max_batch_size = 16};
+  const Outcome continuous = Play(trace, options);
+  const Outcome in_batches = Play(trace, options, 32 * 1024, Intake::kStatic);
+  const Outcome one = Play(trace, {.max_batch_size = 1});
+  EXPECT_GT(continuous.tokens_per_second(), 1.2 * in_batches.tokens_per_second());
+  EXPECT_GT(in_batches.tokens_per_second(), one.tokens_per_second());
+  EXPECT_EQ(continuous.generated_tokens, one.generated_tokens);
+}
+
+TEST(Simulate, SharedPrefixesAreFound) {
+  const auto trace = MakeTrace({.requests = 1000,
+                                .rate = 5,
+                                .mean_prompt_tokens = 20,
+                                .prefix_groups = 3,
+                                .prefix_tokens = 320});
+  const Outcome shared = Play(trace);
+  const Outcome apart = Play(trace, {.prefix_cache = false});
+  EXPECT_GT(shared.cached_tokens, 990u * 320);
+  EXPECT_EQ(apart.cached_tokens, 0u);
+  EXPECT_LT(shared.ttft.p50, 0.5 * apart.ttft.p50);
+}
+
+TEST(Simulate, OptimisticAdmissionFillsATightCache) {
+  // Clients allow 400 tokens, answers have 40.
+  std::vector<Arrival> trace = MakeTrace({.requests = 1500, .rate = 20, .mean_answer_tokens = 40});
+  for (Arrival& a : trace) a.max_tokens = 400;
+  const EngineOptions worst = {.max_queue_requests = 5000};
+  EngineOptions optimistic = worst;
+  optimistic.optimistic_admission = true;
+  const Outcome careful = Play(trace, worst, 4096), bold = Play(trace, optimistic, 4096);
+  EXPECT_EQ(careful.completed, 1500u);
+  EXPECT_EQ(bold.completed, 1500u);
+  EXPECT_EQ(careful.preemptions, 0u);
+  EXPECT_GT(bold.mean_batch, 1.5 * careful.mean_batch);
+  EXPECT_GT(bold.tokens_per_second(), 1.1 * careful.tokens_per_second());
+}
+
+// Nobody is made to wait for what cannot be in time.
+TEST(Simulate, DeadlinesAreRefusedAtOnceRatherThanMissed) {
+  PoissonTrace load = {.requests = 3000, .rate = 30, .timeout_seconds = 3};
+  const Outcome o = Play(MakeTrace(load), {.max_batch_size = 16});
+  EXPECT_GT(o.refused[static_cast<size_t>(RejectionReason::kDeadline)], 500u);
+  EXPECT_LT(o.deadline_exceeded, o.completed / 10);
+}
+
+TEST(Simulate, ATargetBoundsTheTimeBetweenTokens) {
+  auto trace = MakeTrace({.requests = 400, .rate = 4, .mean_prompt_tokens = 30});
+  for (size_t i = 0; i < trace.size(); i += 10) trace[i].prompt_tokens = 900;
+  for (Arrival& a : trace) a.answer_tokens = std::min(a.answer_tokens, 100u);
+  const Outcome free = Play(trace);
+  const Outcome bounded = Play(trace, {.target_itl = absl::Milliseconds(25)});
+  EXPECT_GT(free.itl.max, 0.05);
+  EXPECT_LT(bounded.itl.p99, 0.03);
+}
+
+TEST(Simulate, WhatNoEngineCouldServeIsAnError) {
+  const auto outcome = Simulate({{.prompt_tokens = 1000, .answer_tokens = 25}}, kCost, {}, 4096,
+                                1024, Intake::kOpen, kObjectives);
+  EXPECT_THAT(std::string(outcome.status().message()), HasSubstr("request 1: prompt: 1000 tokens"));
+}
+
+}  // namespace
+}  // namespace firesteel::simulate
