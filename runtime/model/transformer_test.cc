@@ -317,16 +317,16 @@ TEST(KvBlockPool, LeasesBalance) {
   {
     KvLease a = std::move(pool->Lease(33)).value();
     EXPECT_EQ(a.capacity_tokens(), 64u);
-    EXPECT_EQ(pool->free_blocks(), 2u);
+    EXPECT_EQ(pool->available_blocks(), 2u);
     EXPECT_EQ(pool->usage_ratio(), 0.5);
     EXPECT_EQ(pool->Lease(65).status().code(), absl::StatusCode::kResourceExhausted);
     const KvLease b = std::move(pool->Lease(64)).value();
-    EXPECT_EQ(pool->free_blocks(), 0u);
+    EXPECT_EQ(pool->available_blocks(), 0u);
     KvLease moved = std::move(a);
     EXPECT_EQ(moved.blocks().size(), 2u);
     moved = KvLease();
   }
-  EXPECT_EQ(pool->free_blocks(), 4u);
+  EXPECT_EQ(pool->available_blocks(), 4u);
   EXPECT_EQ(KvBlockPool::Create(c, DType::kF32, 10).status().code(),
             absl::StatusCode::kResourceExhausted);
 }
