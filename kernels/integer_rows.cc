@@ -37,20 +37,38 @@ HWY_INLINE void Interleave(BytesVec r0, BytesVec r1, BytesVec r2, BytesVec r3, B
   q3 = hn::BitCast(du8, hn::InterleaveUpper(du16, high01, high23));
 }
 
-// Coefficients of four rows, in every lane.
+// The coefficients of four neighbours of a list, a byte each.
 struct FourCoefficients {
-  hn::Vec<SignedByteTag> high;
-  hn::Vec<SignedByteTag> low;
+  int32_t high;
+  int32_t low;
 };
 
 // Those from `at` on; behind the last one there are zeros.
 HWY_INLINE FourCoefficients CoefficientsAt(const QuantizedRows& c, size_t at) {
+  FourCoefficients four;
+  std::memcpy(&four.high, c.High(0) + at, sizeof(four.high));
+  std::memcpy(&four.low, c.Low(0) + at, sizeof(four.low));
+  return four;
+}
+
+// Adds four rows to the sums of their columns, which have names: vectors of SVE cannot be members.
+HWY_INLINE void AddFour(BytesVec r0, BytesVec r1, BytesVec r2, BytesVec r3,
+                        const FourCoefficients& c, SumVec& h0, SumVec& h1, SumVec& h2, SumVec& h3,
+                        SumVec& l0, SumVec& l1, SumVec& l2, SumVec& l3) {
   const SumTag ds;
   const SignedByteTag di8;
-  int32_t high, low;
-  std::memcpy(&high, c.High(0) + at, sizeof(high));
-  std::memcpy(&low, c.Low(0) + at, sizeof(low));
-  return {hn::BitCast(di8, hn::Set(ds, high)), hn::BitCast(di8, hn::Set(ds, low))};
+  const auto high = hn::BitCast(di8, hn::Set(ds, c.high));
+  const auto low = hn::BitCast(di8, hn::Set(ds, c.low));
+  BytesVec q0, q1, q2, q3;
+  Interleave(r0, r1, r2, r3, q0, q1, q2, q3);
+  h0 = hn::SumOfMulQuadAccumulate(ds, q0, high, h0);
+  h1 = hn::SumOfMulQuadAccumulate(ds, q1, high, h1);
+  h2 = hn::SumOfMulQuadAccumulate(ds, q2, high, h2);
+  h3 = hn::SumOfMulQuadAccumulate(ds, q3, high, h3);
+  l0 = hn::SumOfMulQuadAccumulate(ds, q0, low, l0);
+  l1 = hn::SumOfMulQuadAccumulate(ds, q1, low, l1);
+  l2 = hn::SumOfMulQuadAccumulate(ds, q2, low, l2);
+  l3 = hn::SumOfMulQuadAccumulate(ds, q3, low, l3);
 }
 
 // Adds kGroups × 4 rows to the sums of all columns; meanwhile fetches the rows `ahead`.
@@ -73,28 +91,15 @@ HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows,
         for (size_t r = 0; r < 4 * kGroups; ++r) FetchToL2(ahead[r] + i);
       }
     }
-    BytesVec q0, q1, q2, q3;
-    Interleave(load(0, i), load(1, i), load(2, i), load(3, i), q0, q1, q2, q3);
     int32_t* const h = high + i;
     int32_t* const l = low + i;
-    auto h0 = hn::SumOfMulQuadAccumulate(ds, q0, c0.high, hn::LoadU(ds, h));
-    auto h1 = hn::SumOfMulQuadAccumulate(ds, q1, c0.high, hn::LoadU(ds, h + lanes));
-    auto h2 = hn::SumOfMulQuadAccumulate(ds, q2, c0.high, hn::LoadU(ds, h + 2 * lanes));
-    auto h3 = hn::SumOfMulQuadAccumulate(ds, q3, c0.high, hn::LoadU(ds, h + 3 * lanes));
-    auto l0 = hn::SumOfMulQuadAccumulate(ds, q0, c0.low, hn::LoadU(ds, l));
-    auto l1 = hn::SumOfMulQuadAccumulate(ds, q1, c0.low, hn::LoadU(ds, l + lanes));
-    auto l2 = hn::SumOfMulQuadAccumulate(ds, q2, c0.low, hn::LoadU(ds, l + 2 * lanes));
-    auto l3 = hn::SumOfMulQuadAccumulate(ds, q3, c0.low, hn::LoadU(ds, l + 3 * lanes));
+    auto h0 = hn::LoadU(ds, h), h1 = hn::LoadU(ds, h + lanes), h2 = hn::LoadU(ds, h + 2 * lanes),
+         h3 = hn::LoadU(ds, h + 3 * lanes);
+    auto l0 = hn::LoadU(ds, l), l1 = hn::LoadU(ds, l + lanes), l2 = hn::LoadU(ds, l + 2 * lanes),
+         l3 = hn::LoadU(ds, l + 3 * lanes);
+    AddFour(load(0, i), load(1, i), load(2, i), load(3, i), c0, h0, h1, h2, h3, l0, l1, l2, l3);
     if constexpr (kGroups > 1) {
-      Interleave(load(4, i), load(5, i), load(6, i), load(7, i), q0, q1, q2, q3);
-      h0 = hn::SumOfMulQuadAccumulate(ds, q0, c1.high, h0);
-      h1 = hn::SumOfMulQuadAccumulate(ds, q1, c1.high, h1);
-      h2 = hn::SumOfMulQuadAccumulate(ds, q2, c1.high, h2);
-      h3 = hn::SumOfMulQuadAccumulate(ds, q3, c1.high, h3);
-      l0 = hn::SumOfMulQuadAccumulate(ds, q0, c1.low, l0);
-      l1 = hn::SumOfMulQuadAccumulate(ds, q1, c1.low, l1);
-      l2 = hn::SumOfMulQuadAccumulate(ds, q2, c1.low, l2);
-      l3 = hn::SumOfMulQuadAccumulate(ds, q3, c1.low, l3);
+      AddFour(load(4, i), load(5, i), load(6, i), load(7, i), c1, h0, h1, h2, h3, l0, l1, l2, l3);
     }
     hn::StoreU(h0, ds, h);
     hn::StoreU(h1, ds, h + lanes);
@@ -175,17 +180,7 @@ HWY_INLINE void SumBlock(const QuantizedRows& c, const uint32_t* HWY_RESTRICT ac
       const size_t index = active[HWY_MIN(j + r, last)];
       return hn::Xor(hn::LoadU(du8, column + index * row_bytes), flip);
     };
-    BytesVec q0, q1, q2, q3;
-    Interleave(row(0), row(1), row(2), row(3), q0, q1, q2, q3);
-    const FourCoefficients four = CoefficientsAt(c, j);
-    h0 = hn::SumOfMulQuadAccumulate(ds, q0, four.high, h0);
-    h1 = hn::SumOfMulQuadAccumulate(ds, q1, four.high, h1);
-    h2 = hn::SumOfMulQuadAccumulate(ds, q2, four.high, h2);
-    h3 = hn::SumOfMulQuadAccumulate(ds, q3, four.high, h3);
-    l0 = hn::SumOfMulQuadAccumulate(ds, q0, four.low, l0);
-    l1 = hn::SumOfMulQuadAccumulate(ds, q1, four.low, l1);
-    l2 = hn::SumOfMulQuadAccumulate(ds, q2, four.low, l2);
-    l3 = hn::SumOfMulQuadAccumulate(ds, q3, four.low, l3);
+    AddFour(row(0), row(1), row(2), row(3), CoefficientsAt(c, j), h0, h1, h2, h3, l0, l1, l2, l3);
   }
   const auto put = [&](SumVec high, SumVec low, float* out) HWY_ATTR {
     const auto sum = finish(high, low);
