@@ -71,39 +71,31 @@ I2Row QuantizeWeightsI2Impl(const float* w, size_t cols, uint8_t* codes) {
           .norm = static_cast<float>(std::sqrt(norm_square))};
 }
 
-// A vector of bytes as its four vectors of codes.
-struct Codes {
-  using V = hn::Vec<ByteTag>;
-  explicit HWY_INLINE Codes(V w) {
-    const ByteTag du8;
-    const hn::Repartition<uint16_t, ByteTag> du16;
-    const auto mask = hn::Set(du8, 0x03);
-    const auto wide = hn::BitCast(du16, w);
-    c0 = hn::And(w, mask);
-    c1 = hn::And(hn::BitCast(du8, hn::ShiftRight<2>(wide)), mask);
-    c2 = hn::And(hn::BitCast(du8, hn::ShiftRight<4>(wide)), mask);
-    c3 = hn::And(hn::BitCast(du8, hn::ShiftRight<6>(wide)), mask);
-  }
-  V c0, c1, c2, c3;
-};
-
-// The activations of a vector of bytes.
-struct Neighbours {
-  using V = hn::Vec<SignedByteTag>;
-  explicit HWY_INLINE Neighbours(const int8_t* x)
-      : x0(hn::LoadU(SignedByteTag(), x)),
-        x1(hn::LoadU(SignedByteTag(), x + kI2Group / 4)),
-        x2(hn::LoadU(SignedByteTag(), x + 2 * (kI2Group / 4))),
-        x3(hn::LoadU(SignedByteTag(), x + 3 * (kI2Group / 4))) {}
-  V x0, x1, x2, x3;
-};
-
-HWY_INLINE SumVec AddCodes(const Codes& w, const Neighbours& x, SumVec sum) {
+// A vector of bytes holds four vectors of codes; adds each times its activations, of one token or
+// two.
+template <size_t kTokens>
+HWY_INLINE void AddCodes(hn::Vec<ByteTag> w, const int8_t* HWY_RESTRICT x,
+                         [[maybe_unused]] const int8_t* HWY_RESTRICT x1, SumVec& a,
+                         [[maybe_unused]] SumVec& b) {
   const SumTag ds;
-  sum = hn::SumOfMulQuadAccumulate(ds, w.c0, x.x0, sum);
-  sum = hn::SumOfMulQuadAccumulate(ds, w.c1, x.x1, sum);
-  sum = hn::SumOfMulQuadAccumulate(ds, w.c2, x.x2, sum);
-  return hn::SumOfMulQuadAccumulate(ds, w.c3, x.x3, sum);
+  const ByteTag du8;
+  const SignedByteTag di8;
+  const hn::Repartition<uint16_t, ByteTag> du16;
+  constexpr size_t kNext = kI2Group / 4;  // from one code's activations to the next one's
+  const auto mask = hn::Set(du8, 0x03);
+  const auto wide = hn::BitCast(du16, w);
+  const auto c0 = hn::And(w, mask);
+  const auto c1 = hn::And(hn::BitCast(du8, hn::ShiftRight<2>(wide)), mask);
+  const auto c2 = hn::And(hn::BitCast(du8, hn::ShiftRight<4>(wide)), mask);
+  const auto c3 = hn::And(hn::BitCast(du8, hn::ShiftRight<6>(wide)), mask);
+  const auto add = [&](const int8_t* token, SumVec& sum) HWY_ATTR {
+    sum = hn::SumOfMulQuadAccumulate(ds, c0, hn::LoadU(di8, token), sum);
+    sum = hn::SumOfMulQuadAccumulate(ds, c1, hn::LoadU(di8, token + kNext), sum);
+    sum = hn::SumOfMulQuadAccumulate(ds, c2, hn::LoadU(di8, token + 2 * kNext), sum);
+    sum = hn::SumOfMulQuadAccumulate(ds, c3, hn::LoadU(di8, token + 3 * kNext), sum);
+  };
+  add(x, a);
+  if constexpr (kTokens > 1) add(x1, b);
 }
 
 // (2 · Σ code · x − 3 · Σ x) · x_scale · row_scales of four rows.
@@ -144,12 +136,9 @@ HWY_NOINLINE void TileI2(const QuantizedRows& x, size_t t, const TileRows& w,
     }
     for (size_t o = 0; o < kGroupBytes; o += bytes) {
       const size_t at = group + o;
-      const Neighbours near(high + 4 * group + o);
-      const Neighbours near1(high1 + 4 * group + o);
-      const auto add = [&](const uint8_t* row, SumVec& a, [[maybe_unused]] SumVec& b) HWY_ATTR {
-        const Codes codes(hn::LoadU(du8, row + at));
-        a = AddCodes(codes, near, a);
-        if constexpr (kTokens > 1) b = AddCodes(codes, near1, b);
+      const auto add = [&](const uint8_t* row, SumVec& a, SumVec& b) HWY_ATTR {
+        AddCodes<kTokens>(hn::LoadU(du8, row + at), high + 4 * group + o, high1 + 4 * group + o, a,
+                          b);
       };
       add(w.r0, a0, b0);
       add(w.r1, a1, b1);
