@@ -8,16 +8,20 @@
 #include <chrono>
 #include <fstream>
 #include <functional>
+#include <future>
 #include <map>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "firesteel/v1/admin_service.grpc.pb.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "server/access_control.h"
 #include "server/server_fixture.h"
 #include "server/status.h"
 
@@ -75,6 +79,57 @@ class ErrorsTest : public ServerTest, public testing::WithParamInterface<ErrorRe
     return AnswerTo(Request());
   }
 
+  /// Serves anew with one client, whose token is "token" and whose entry has these further lines.
+  void RestartWithClient(const std::string& lines, ServerConfig config = {}) {
+    config.auth_token_file = WriteFile(
+        "tokens.yaml",
+        "- name: someone\n  sha256: " + absl::BytesToHexString(HashOf("token")) + "\n" + lines);
+    Restart(std::move(config));
+  }
+
+  static std::string HashOf(const std::string& token) {
+    const auto digest = Sha256(token);
+    return std::string(digest.begin(), digest.end());
+  }
+
+  static std::unique_ptr<grpc::ClientContext> WithToken(const std::string& token) {
+    auto context = std::make_unique<grpc::ClientContext>();
+    context->AddMetadata("authorization", "Bearer " + token);
+    return context;
+  }
+
+  grpc::Status AnswerWithToken(const std::string& token) {
+    v1::GenerateResponse response;
+    return generation_->Generate(WithToken(token).get(), Request(), &response);
+  }
+
+  /// Serves anew with AdminService, which loads by this function.
+  std::unique_ptr<v1::AdminService::Stub> RestartWithAdmin(LoadFunction load = nullptr) {
+    ServerConfig config;
+    config.admin_address = "127.0.0.1:0";
+    config.load_model = std::move(load);
+    Restart(std::move(config));
+    return v1::AdminService::NewStub(
+        grpc::CreateChannel(server_->admin_address(), grpc::InsecureChannelCredentials()));
+  }
+
+  static grpc::Status Load(v1::AdminService::Stub* admin) {
+    grpc::ClientContext context;
+    v1::LoadModelRequest request;
+    request.set_name("gamma");
+    request.set_path("/somewhere");
+    v1::LoadModelResponse response;
+    return admin->LoadModel(&context, request, &response);
+  }
+
+  static grpc::Status Unload(v1::AdminService::Stub* admin, const std::string& name,
+                             grpc::ClientContext* context) {
+    v1::UnloadModelRequest request;
+    request.set_name(name);
+    v1::UnloadModelResponse response;
+    return admin->UnloadModel(context, request, &response);
+  }
+
   static const std::map<std::string, Trigger>& Triggers();
 };
 
@@ -104,6 +159,85 @@ const std::map<std::string, ErrorsTest::Trigger>& ErrorsTest::Triggers() {
       {"EXCEEDS_CAPACITY",
        [](ErrorsTest* t) {
          return t->WithRefusal(absl::ResourceExhaustedError("kv_cache: too small"));
+       }},
+      {"TOO_MANY_REQUESTS",
+       [](ErrorsTest* t) {
+         t->RestartWithClient("  max_concurrent_requests: 1\n");
+         const auto context = WithToken("token");
+         const auto reader = t->generation_->GenerateStream(context.get(), Request());
+         t->alpha_->WaitForRequest(0);
+         const grpc::Status status = t->AnswerWithToken("token");
+         context->TryCancel();
+         ReadAll(reader.get());
+         return status;
+       }},
+      {"TOKENS_USED_UP",
+       [](ErrorsTest* t) {
+         t->RestartWithClient("  tokens_per_minute: 1\n");
+         t->alpha_->AnswerAll(5);
+         EXPECT_TRUE(t->AnswerWithToken("token").ok()) << "an account may be overdrawn once";
+         return t->AnswerWithToken("token");
+       }},
+      {"TOKEN_MISSING",
+       [](ErrorsTest* t) {
+         t->RestartWithClient("");
+         return t->AnswerTo(Request());
+       }},
+      {"TOKEN_UNKNOWN",
+       [](ErrorsTest* t) {
+         t->RestartWithClient("");
+         return t->AnswerWithToken("tokem");
+       }},
+      {"ADMIN_ONLY",
+       [](ErrorsTest* t) {
+         ServerConfig config;
+         config.admin_address = "127.0.0.1:0";
+         t->RestartWithClient("  admin: false\n", config);
+         const auto admin = v1::AdminService::NewStub(
+             grpc::CreateChannel(t->server_->admin_address(), grpc::InsecureChannelCredentials()));
+         return Unload(admin.get(), "beta", WithToken("token").get());
+       }},
+      {"MODEL_NOT_LOADABLE",
+       [](ErrorsTest* t) {
+         const auto admin = t->RestartWithAdmin(
+             [](const ModelSpec&) { return absl::InvalidArgumentError("no such folder"); });
+         return Load(admin.get());
+       }},
+      {"LAST_MODEL",
+       [](ErrorsTest* t) {
+         const auto admin = t->RestartWithAdmin();
+         grpc::ClientContext first, second;
+         EXPECT_TRUE(Unload(admin.get(), "beta", &first).ok());
+         return Unload(admin.get(), "alpha", &second);
+       }},
+      {"LOAD_IN_PROGRESS",
+       [](ErrorsTest* t) {
+         absl::Notification begun, go_on;
+         const auto admin = t->RestartWithAdmin([&](const ModelSpec&) {
+           begun.Notify();
+           go_on.WaitForNotification();
+           return absl::InvalidArgumentError("after all not");
+         });
+         auto other = std::async(std::launch::async, [&admin] { return Load(admin.get()); });
+         begun.WaitForNotification();
+         const grpc::Status status = Load(admin.get());
+         go_on.Notify();
+         EXPECT_FALSE(other.get().ok());
+         return status;
+       }},
+      {"READER_STALLED",
+       [](ErrorsTest* t) {
+         ServerConfig config;
+         config.reader_stall.write = absl::Milliseconds(50);
+         t->Restart(config);
+         const auto stub = v1::GenerationService::NewStub(NarrowChannel(t->server_->address()));
+         grpc::ClientContext context;
+         const auto reader = stub->GenerateStream(&context, Request());
+         const auto handle = t->alpha_->WaitForRequest(0);
+         t->alpha_->Emit(handle, std::string(200'000, 'x'));
+         t->alpha_->Emit(handle, std::string(200'000, 'y'));
+         t->alpha_->WaitForCancel(handle);  // nothing was read: the request leaves the batch
+         return ReadAll(reader.get()).status;
        }},
       {"SERVER_DRAINING",
        [](ErrorsTest* t) {

@@ -40,7 +40,7 @@ void Append(std::vector<T> from, std::vector<T>* to) {
 
 absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
     const ModelRegistry& models, const std::string& model_name, const Translate& translate,
-    const CallMetadata& metadata, std::shared_ptr<OutputListener> listener) {
+    const CallMetadata& metadata, const Caller& caller, std::shared_ptr<OutputListener> listener) {
   for (int attempt = 1;; ++attempt) {
     auto model = models.Find(model_name);
     if (!model.ok()) return model.status();
@@ -49,12 +49,20 @@ absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
     GenerationRequest& request = translated->request;
     request.request_id = metadata.request_id;
     request.deadline = metadata.deadline;
+    request.client = caller.name;
     if (translated->needs_seed) request.sampling.seed = RandomSeed();
-    const auto generation =
-        std::make_shared<Generation>(*model, *translated, metadata.deadline, listener);
+    std::unique_ptr<Quota::Lease> quota;
+    if (caller.quota != nullptr) {
+      auto lease = caller.quota->Admit();
+      if (!lease.ok()) return lease.status();
+      quota = *std::move(lease);
+    }
+    const uint64_t prompt_tokens = request.prompt.size();
+    const auto generation = std::make_shared<Generation>(*model, *translated, metadata.deadline,
+                                                         std::move(quota), listener);
     const auto handle = (*model)->engine->Submit(std::move(request), generation);
     if (handle.ok()) {
-      generation->Submitted(*handle);
+      generation->Submitted(*handle, prompt_tokens);
       return generation;
     }
     const auto now = models.Find(model_name);
@@ -66,12 +74,14 @@ absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
 }
 
 Generation::Generation(std::shared_ptr<const ServedModel> model, const TranslatedRequest& request,
-                       absl::Time deadline, std::shared_ptr<OutputListener> listener)
+                       absl::Time deadline, std::unique_ptr<Quota::Lease> quota,
+                       std::shared_ptr<OutputListener> listener)
     : model_(std::move(model)),
       return_token_ids_(request.return_token_ids),
       score_(request.request.max_tokens == 0),
       first_token_(request.request.prompt.front()),
       deadline_(deadline),
+      quota_(std::move(quota)),
       listener_(std::move(listener)),
       sequences_(request.request.n),
       ended_(request.request.n) {
@@ -92,9 +102,10 @@ void Generation::Echo(const TranslatedRequest& request) {
   }
 }
 
-void Generation::Submitted(Engine::RequestHandle handle) {
+void Generation::Submitted(Engine::RequestHandle handle, uint64_t prompt_tokens) {
   MutexLock lock(&mutex_);
   handle_ = handle;
+  if (quota_ != nullptr) quota_->Charge(prompt_tokens);
 }
 
 void Generation::OnPromptLogprobs(std::vector<TokenLogprob> logprobs) {
@@ -143,6 +154,8 @@ void Generation::OnFinish(GenerationResult result) {
       ended_[i] = true;
       ++num_ended_;
     }
+    if (quota_ != nullptr) quota_->Charge(result.usage.generated_tokens);
+    quota_.reset();
     result_ = std::move(result);
     listener = std::move(listener_);
   }
@@ -227,7 +240,7 @@ size_t Generation::pending_bytes() const {
   return pending_bytes_;
 }
 
-absl::Status StatusOf(const GenerationResult& result, bool abandoned) {
+absl::Status StatusOf(const GenerationResult& result, const absl::Status& abandoned) {
   switch (result.reason) {
     case FinishReason::kLength:
     case FinishReason::kEos:
@@ -237,8 +250,7 @@ absl::Status StatusOf(const GenerationResult& result, bool abandoned) {
       return Refusal(kDeadlineExceeded, absl::StrCat("the deadline passed after ",
                                                      result.usage.generated_tokens, " tokens"));
     case FinishReason::kCancelled:
-      return abandoned ? Refusal(kCancelled, "the client cancelled")
-                       : Refusal(kDraining, "the server is shutting down");
+      return abandoned.ok() ? Refusal(kDraining, "the server is shutting down") : abandoned;
     case FinishReason::kError:
       break;
   }

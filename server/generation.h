@@ -17,8 +17,10 @@
 #include "absl/status/statusor.h"
 #include "runtime/scheduler/engine.h"
 #include "runtime/threading/mutex.h"
+#include "server/access_control.h"
 #include "server/call_metadata.h"
 #include "server/model_registry.h"
+#include "server/quota.h"
 #include "server/request_translation.h"
 
 namespace firesteel::server {
@@ -44,14 +46,16 @@ class Generation final : public GenerationSink {
   /// How a request becomes one for a model: the checks of its kind.
   using Translate = std::function<absl::StatusOr<TranslatedRequest>(const ServedModel&)>;
 
-  /// Finds the model, translates, submits. A refusal has done no work, and the listener hears
-  /// nothing; otherwise it may have heard something already when this returns.
+  /// Finds the model, translates, takes a place in the caller's quota, submits. A refusal has done
+  /// no work, and the listener hears nothing; otherwise it may have heard something already when
+  /// this returns.
   static absl::StatusOr<std::shared_ptr<Generation>> Start(
       const ModelRegistry& models, const std::string& model_name, const Translate& translate,
-      const CallMetadata& metadata, std::shared_ptr<OutputListener> listener);
+      const CallMetadata& metadata, const Caller& caller, std::shared_ptr<OutputListener> listener);
 
   Generation(std::shared_ptr<const ServedModel> model, const TranslatedRequest& request,
-             absl::Time deadline, std::shared_ptr<OutputListener> listener);
+             absl::Time deadline, std::unique_ptr<Quota::Lease> quota,
+             std::shared_ptr<OutputListener> listener);
 
   void OnPromptLogprobs(std::vector<TokenLogprob> logprobs) override;
   void OnDelta(TokenDelta delta) override;
@@ -82,7 +86,7 @@ class Generation final : public GenerationSink {
   size_t pending_bytes() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  void Submitted(Engine::RequestHandle handle) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Submitted(Engine::RequestHandle handle, uint64_t prompt_tokens) ABSL_LOCKS_EXCLUDED(mutex_);
   void Echo(const TranslatedRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::shared_ptr<const ServedModel> model_;
@@ -92,6 +96,7 @@ class Generation final : public GenerationSink {
   const absl::Time deadline_;
 
   mutable Mutex mutex_;
+  std::unique_ptr<Quota::Lease> quota_ ABSL_GUARDED_BY(mutex_);       // until finished, or null
   std::shared_ptr<OutputListener> listener_ ABSL_GUARDED_BY(mutex_);  // until finished
   std::optional<Engine::RequestHandle> handle_ ABSL_GUARDED_BY(mutex_);
   std::vector<SequenceOutput> sequences_ ABSL_GUARDED_BY(mutex_);  // [n], not yet taken
@@ -104,9 +109,9 @@ class Generation final : public GenerationSink {
   bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-/// The status that a result stands for; OK where the client got what it asked for. `abandoned`: its
-/// client has gone.
-absl::Status StatusOf(const GenerationResult& result, bool abandoned);
+/// The status that a result stands for; OK where the client got what it asked for. `abandoned` says
+/// why nobody reads any more, if that is so.
+absl::Status StatusOf(const GenerationResult& result, const absl::Status& abandoned);
 
 }  // namespace firesteel::server
 

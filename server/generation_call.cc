@@ -25,15 +25,40 @@ GenerationCall::GenerationCall(grpc::CallbackServerContext* context, const char*
       services_(services),
       start_(absl::Now()) {}
 
-void GenerationCall::Open() {
-  services_.live->Enter();
-  self_ = shared_from_this();
+absl::Status GenerationCall::Open() {
+  services_.live->Enter(shared_from_this());
+  auto caller = services_.access->Authenticate(*context_);
+  if (!caller.ok()) return caller.status();
+  caller_ = *std::move(caller);
+  return absl::OkStatus();
 }
 
 void GenerationCall::Close() {
   WriteLogLine();
-  services_.live->Leave();
-  self_.reset();
+  services_.live->Leave(this);
+}
+
+void GenerationCall::EndIfStalled(absl::Time now) {
+  std::string why;
+  {
+    MutexLock lock(&mutex_);
+    if (!abandoned_.ok() || !writing_since_.has_value()) return;
+    size_t pending = 0;
+    for (const auto& entry : admitted_) {
+      if (const auto generation = entry.lock()) pending += generation->pending_bytes();
+    }
+    const absl::Duration waited = now - *writing_since_;
+    if (waited > services_.stall.write) {
+      why = absl::StrCat("the reader took nothing for ", absl::FormatDuration(waited));
+    } else if (pending > services_.stall.buffer_bytes) {
+      why = absl::StrCat(pending, " bytes wait for the reader, more than ",
+                         services_.stall.buffer_bytes);
+    } else {
+      return;
+    }
+  }
+  Abandon(Refusal(kReaderStalled, why));
+  context_->TryCancel();  // the write under way ends, and with it the call
 }
 
 void GenerationCall::OnOutput() {
@@ -60,8 +85,8 @@ void GenerationCall::Deliver() {
 
 absl::StatusOr<std::shared_ptr<Generation>> GenerationCall::Admit(
     const std::string& model_name, const Generation::Translate& translate) try {
-  auto generation =
-      Generation::Start(*services_.models, model_name, translate, metadata_, shared_from_this());
+  auto generation = Generation::Start(*services_.models, model_name, translate, metadata_, caller_,
+                                      shared_from_this());
   if (!generation.ok()) return generation.status();
   bool abandoned = false;
   {
@@ -69,7 +94,7 @@ absl::StatusOr<std::shared_ptr<Generation>> GenerationCall::Admit(
     std::erase_if(admitted_, [](const auto& entry) { return entry.expired(); });
     admitted_.push_back(*generation);
     model_ = (*generation)->model().name;
-    abandoned = abandoned_;
+    abandoned = !abandoned_.ok();
   }
   if (abandoned) (*generation)->Abandon();
   return generation;
@@ -79,11 +104,11 @@ absl::StatusOr<std::shared_ptr<Generation>> GenerationCall::Admit(
   return Refusal(kInternalError, "the request could not be handled");
 }
 
-void GenerationCall::Abandon() {
+void GenerationCall::Abandon(const absl::Status& why) {
   std::vector<std::weak_ptr<Generation>> admitted;
   {
     MutexLock lock(&mutex_);
-    abandoned_ = true;
+    if (abandoned_.ok()) abandoned_ = why;
     admitted = admitted_;
   }
   for (const auto& entry : admitted) {
@@ -107,6 +132,7 @@ grpc::Status GenerationCall::PrepareFinish(const absl::Status& status) {
   AddTrailers(metadata_, status, context_);
   MutexLock lock(&mutex_);
   final_status_ = status;
+  writing_since_ = absl::Now();
   return ToGrpcStatus(status);
 }
 
@@ -114,9 +140,12 @@ void GenerationCall::WriteLogLine() const {
   LogFields fields = {{"method", method_}, {"request_id", metadata_.request_id}};
   if (!metadata_.traceparent.empty()) fields["traceparent"] = metadata_.traceparent;
   MutexLock lock(&mutex_);
+  if (!caller_.name.empty()) fields["client"] = caller_.name;
   fields["model"] = model_;
-  fields["status"] = absl::StatusCodeToString(final_status_.code());
-  if (!final_status_.ok()) fields["error"] = std::string(final_status_.message());
+  // Also a call that ended well may lose its reader before its last bytes are taken.
+  const absl::Status& status = final_status_.ok() ? abandoned_ : final_status_;
+  fields["status"] = absl::StatusCodeToString(status.code());
+  if (!status.ok()) fields["error"] = std::string(status.message());
   if (result_.has_value()) {
     fields["finish_reason"] = FinishReasonName(result_->reason);
     fields["prompt_tokens"] = result_->usage.prompt_tokens;
@@ -132,41 +161,39 @@ void GenerationCall::WriteLogLine() const {
 
 // --- Answered once ---
 
-void UnaryGenerationCall::Refuse(const absl::Status& status) {
-  Open();
-  EndRefused(status);
-}
-
-void UnaryGenerationCall::EndRefused(const absl::Status& status) {
+void UnaryGenerationCall::Start(const std::function<absl::StatusOr<std::vector<Part>>()>& parts) {
+  auto admitted = AdmitAll(parts);
+  const absl::Status status = admitted.status();
   {
     MutexLock lock(&mutex_);
-    finished_ = true;
+    finished_ = !status.ok();
+    if (status.ok()) parts_ = *std::move(admitted);
   }
+  if (status.ok()) {
+    OnOutput();  // they may have finished already
+    return;
+  }
+  Abandon(status);
   Finish(PrepareFinish(status));
 }
 
-void UnaryGenerationCall::Start(const std::vector<Part>& parts) {
-  Open();
+absl::StatusOr<std::vector<std::shared_ptr<Generation>>> UnaryGenerationCall::AdmitAll(
+    const std::function<absl::StatusOr<std::vector<Part>>()>& parts) {
+  if (const absl::Status status = Open(); !status.ok()) return status;
+  const auto all = parts();
+  if (!all.ok()) return all.status();
   std::vector<std::shared_ptr<Generation>> admitted;
-  for (const Part& part : parts) {
+  for (const Part& part : *all) {
     auto generation = Admit(part.model, part.translate);
-    if (!generation.ok()) {
-      Abandon();
-      EndRefused(generation.status());
-      return;
-    }
+    if (!generation.ok()) return generation.status();
     admitted.push_back(*std::move(generation));
   }
-  {
-    MutexLock lock(&mutex_);
-    parts_ = std::move(admitted);
-  }
-  OnOutput();  // they may have finished already
+  return admitted;
 }
 
 void UnaryGenerationCall::Pump() {
   std::vector<std::shared_ptr<Generation>> parts;
-  bool abandoned = false;
+  absl::Status abandoned;
   {
     MutexLock lock(&mutex_);
     if (finished_ || parts_.empty()) return;
@@ -206,9 +233,11 @@ class GenerateCall final : public UnaryGenerationCall {
       : UnaryGenerationCall(context, "Generate", services), response_(response) {}
 
   void Start(const v1::GenerateRequest& request) {
-    UnaryGenerationCall::Start({{request.model(), [&request](const ServedModel& model) {
-                                   return TranslateRequest(request, model);
-                                 }}});
+    UnaryGenerationCall::Start([&request]() -> absl::StatusOr<std::vector<Part>> {
+      return std::vector<Part>{{request.model(), [&request](const ServedModel& model) {
+                                  return TranslateRequest(request, model);
+                                }}};
+    });
   }
 
  private:
@@ -237,9 +266,11 @@ class ScoreCall final : public UnaryGenerationCall {
       : UnaryGenerationCall(context, "Score", services), response_(response) {}
 
   void Start(const v1::ScoreRequest& request) {
-    UnaryGenerationCall::Start({{request.model(), [&request](const ServedModel& model) {
-                                   return TranslateScore(request, model);
-                                 }}});
+    UnaryGenerationCall::Start([&request]() -> absl::StatusOr<std::vector<Part>> {
+      return std::vector<Part>{{request.model(), [&request](const ServedModel& model) {
+                                  return TranslateScore(request, model);
+                                }}};
+    });
   }
 
  private:
@@ -265,19 +296,27 @@ class StreamCall final : public GenerationCall,
       : GenerationCall(context, "GenerateStream", services) {}
 
   void Start(const v1::GenerateRequest& request) {
-    Open();
-    auto generation = Admit(request.model(), [&request](const ServedModel& model) {
-      return TranslateRequest(request, model);
-    });
+    absl::Status status = Open();
+    if (status.ok()) {
+      auto generation = Admit(request.model(), [&request](const ServedModel& model) {
+        return TranslateRequest(request, model);
+      });
+      status = generation.status();
+      MutexLock lock(&mutex_);
+      if (status.ok()) generation_ = *std::move(generation);
+    }
+    if (!status.ok()) {
+      {
+        MutexLock lock(&mutex_);
+        finished_ = true;
+      }
+      // Nothing was sent, so that a client or proxy may try elsewhere.
+      Finish(PrepareFinish(status));
+      return;
+    }
     {
       MutexLock lock(&mutex_);
-      finished_ = !generation.ok();
-      if (generation.ok()) generation_ = *generation;
-    }
-    if (!generation.ok()) {
-      // Nothing was sent, so that a client or proxy may try elsewhere.
-      Finish(PrepareFinish(generation.status()));
-      return;
+      writing_since_ = start_;
     }
     context_->AddInitialMetadata(kRequestIdKey, metadata_.request_id);
     StartSendInitialMetadata();
@@ -290,6 +329,7 @@ class StreamCall final : public GenerationCall,
     {
       MutexLock lock(&mutex_);
       writing_ = false;
+      writing_since_.reset();
     }
     Pump();
   }
@@ -306,13 +346,14 @@ class StreamCall final : public GenerationCall,
   void Pump() override {
     std::optional<Generation::Chunk> chunk;
     std::shared_ptr<Generation> generation;
-    bool abandoned = false;
+    absl::Status abandoned;
     {
       MutexLock lock(&mutex_);
       if (writing_ || finished_ || generation_ == nullptr) return;
       chunk = generation_->Take();
       if (!chunk.has_value()) return;
       writing_ = true;
+      writing_since_ = absl::Now();
       finished_ = chunk->result.has_value();
       abandoned = abandoned_;
       generation = generation_;
@@ -321,7 +362,7 @@ class StreamCall final : public GenerationCall,
     const std::optional<GenerationResult> result = chunk->result;
     absl::Status status = FillMessage(*std::move(chunk), generation->model());
     if (status.ok() && !result.has_value()) {
-      if (!abandoned) {
+      if (abandoned.ok()) {
         StartWrite(&message_);
       } else {
         OnWriteDone(false);  // nobody reads: on to what is left
@@ -333,12 +374,12 @@ class StreamCall final : public GenerationCall,
       MutexLock lock(&mutex_);
       Account(*result, generation->model().name);
     } else {
-      Abandon();
+      Abandon(status);
       MutexLock lock(&mutex_);
       finished_ = true;
     }
     const grpc::Status wire = PrepareFinish(status);
-    if (abandoned || !result.has_value()) {
+    if (!abandoned.ok() || !result.has_value()) {
       Finish(wire);
     } else {
       StartWriteAndFinish(&message_, grpc::WriteOptions(), wire);

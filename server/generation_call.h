@@ -1,7 +1,7 @@
 // The calls that generate: gRPC's reactor on one side, generations in engines on the other.
 //
-// A call is held by a reference of its own until gRPC says OnDone, by its generations until their
-// engine has finished, and by the delivery thread while it is scheduled. What an engine still says
+// A call is held by LiveCalls until gRPC says OnDone, by its generations until their engine has
+// finished, and by the delivery thread while it is scheduled. What an engine still says
 // after Finish() reaches nobody.
 
 #ifndef FIRESTEEL_SERVER_GENERATION_CALL_H_
@@ -21,19 +21,29 @@
 #include "absl/status/status.h"
 #include "firesteel/v1/generation_service.pb.h"
 #include "runtime/threading/mutex.h"
+#include "server/access_control.h"
 #include "server/call_metadata.h"
 #include "server/delivery_thread.h"
 #include "server/generation.h"
 #include "server/live_calls.h"
 #include "server/model_registry.h"
+#include "server/status.h"
 
 namespace firesteel::server {
+
+/// When a reader counts as stalled.
+struct StallLimits {
+  absl::Duration write = absl::Seconds(60);  // one write takes longer
+  size_t buffer_bytes = size_t{4} << 20;     // more waits behind a write
+};
 
 /// What a call needs of its server. All outlive the call.
 struct CallServices {
   const ModelRegistry* models = nullptr;
+  AccessControl* access = nullptr;
   DeliveryThread* delivery = nullptr;
   LiveCalls* live = nullptr;
+  StallLimits stall;
 };
 
 /// What all calls that generate share: admission, delivery by the delivery thread, cancellation,
@@ -43,6 +53,7 @@ struct CallServices {
 /// lock is held while an engine or gRPC is called.
 class GenerationCall : public OutputListener,
                        public Deliverable,
+                       public LiveCall,
                        public std::enable_shared_from_this<GenerationCall> {
  public:
   GenerationCall(grpc::CallbackServerContext* context, const char* method,
@@ -50,22 +61,25 @@ class GenerationCall : public OutputListener,
 
   void OnOutput() final ABSL_LOCKS_EXCLUDED(mutex_);
   void Deliver() final ABSL_LOCKS_EXCLUDED(mutex_);
+  void EndIfStalled(absl::Time now) final ABSL_LOCKS_EXCLUDED(mutex_);
 
  protected:
   /// Sends what there is to send. Called by any thread, also where there is nothing.
   virtual void Pump() = 0;
 
-  /// To be called before gRPC or an engine knows of the call: it keeps itself alive until Close.
-  void Open();
+  /// To be called before gRPC or an engine knows of the call: it stays alive until Close. Says
+  /// whether the caller may make it.
+  absl::Status Open();
 
   /// Checks, translates and submits one generation. Pump may be called before it returns; once it
   /// has, it will be called again.
   absl::StatusOr<std::shared_ptr<Generation>> Admit(const std::string& model_name,
                                                     const Generation::Translate& translate);
 
-  /// To be called when the client has gone, in whichever way gRPC tells so. Everything admitted
-  /// leaves its batch.
-  void Abandon() ABSL_LOCKS_EXCLUDED(mutex_);
+  /// Nobody reads any more, and why; to be called when the client has gone, in whichever way gRPC
+  /// tells so. Everything admitted leaves its batch. The first reason counts.
+  void Abandon(const absl::Status& why = Refusal(kCancelled, "the client cancelled"))
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   /// Counts what a generation did, for the log line.
   void Account(const GenerationResult& result, const std::string& model)
@@ -84,8 +98,10 @@ class GenerationCall : public OutputListener,
   const absl::Time start_;
 
   mutable Mutex mutex_;
-  bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;  // nobody reads any more
-  bool finished_ ABSL_GUARDED_BY(mutex_) = false;   // gRPC was told the status
+  absl::Status abandoned_ ABSL_GUARDED_BY(mutex_);  // why nobody reads any more; OK: somebody does
+  // When the write under way began, the last one included.
+  std::optional<absl::Time> writing_since_ ABSL_GUARDED_BY(mutex_);
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // gRPC was told the status
 
  private:
   void WriteLogLine() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -95,7 +111,7 @@ class GenerationCall : public OutputListener,
   std::string model_ ABSL_GUARDED_BY(mutex_);                       // for the log line
   std::optional<GenerationResult> result_ ABSL_GUARDED_BY(mutex_);  // the same; tokens summed up
   absl::Status final_status_ ABSL_GUARDED_BY(mutex_);
-  std::shared_ptr<GenerationCall> self_;  // from Open to Close
+  Caller caller_;  // set by Open
 };
 
 /// Answers once, when all that was admitted has finished.
@@ -107,15 +123,13 @@ class UnaryGenerationCall : public GenerationCall, public grpc::ServerUnaryReact
   void OnDone() final { Close(); }
 
  protected:
-  /// Admits every part, or ends the call with the first refusal: then nothing goes on.
   struct Part {
     std::string model;
     Generation::Translate translate;
   };
-  void Start(const std::vector<Part>& parts);
-
-  /// Ends the call without admitting anything; instead of Start.
-  void Refuse(const absl::Status& status);
+  /// Opens the call. Then asks for its parts and admits all of them, or ends the call with the
+  /// first refusal: then nothing goes on.
+  void Start(const std::function<absl::StatusOr<std::vector<Part>>()>& parts);
 
   /// Fills the response from the parts, all of which have finished well.
   virtual void Fill(const std::vector<std::shared_ptr<Generation>>& parts) = 0;
@@ -123,7 +137,8 @@ class UnaryGenerationCall : public GenerationCall, public grpc::ServerUnaryReact
  private:
   void Pump() final;
 
-  void EndRefused(const absl::Status& status);
+  absl::StatusOr<std::vector<std::shared_ptr<Generation>>> AdmitAll(
+      const std::function<absl::StatusOr<std::vector<Part>>()>& parts);
 
   std::vector<std::shared_ptr<Generation>> parts_ ABSL_GUARDED_BY(mutex_);
 };

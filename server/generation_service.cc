@@ -20,7 +20,7 @@ grpc::ServerWriteReactor<v1::GenerateStreamResponse>* GenerationService::Generat
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
                                                       const v1::TokenizeRequest* request,
                                                       v1::TokenizeResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, services_.access, Audience::kClients, [&] {
     const auto model = services_.models->Find(request->model());
     return model.ok() ? server::Tokenize(*request, **model, response) : model.status();
   });
@@ -29,7 +29,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, services_.access, Audience::kClients, [&] {
     const auto model = services_.models->Find(request->model());
     return model.ok() ? server::Detokenize(*request, **model, response) : model.status();
   });

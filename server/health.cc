@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <set>
 
-#include "absl/time/clock.h"
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
 #include "inference/grpc_service.grpc.pb.h"
@@ -20,16 +19,8 @@ void HealthMonitor::Start(grpc::HealthCheckServiceInterface* service) {
     service_ = service;
   }
   Check();
-  thread_ = std::thread([this] { Main(); });
-}
-
-HealthMonitor::~HealthMonitor() {
-  {
-    MutexLock lock(&mutex_);
-    stopping_ = true;
-    stop_.NotifyAll();
-  }
-  if (thread_.joinable()) thread_.join();
+  thread_.emplace(std::clamp(stall_ / 4, absl::Milliseconds(25), absl::Seconds(1)),
+                  [this] { Check(); });
 }
 
 bool HealthMonitor::IsServing(const std::string& name) const {
@@ -74,20 +65,6 @@ void HealthMonitor::Withdraw() {
   MutexLock lock(&mutex_);
   withdrawn_ = true;
   if (service_ != nullptr) service_->Shutdown();
-}
-
-void HealthMonitor::Main() {
-  const absl::Duration period = std::clamp(stall_ / 4, absl::Milliseconds(25), absl::Seconds(1));
-  while (true) {
-    {
-      MutexLock lock(&mutex_);
-      const absl::Time next = absl::Now() + period;
-      while (!stopping_ && stop_.WaitUntil(&mutex_, next)) {
-      }
-      if (stopping_) return;
-    }
-    Check();
-  }
 }
 
 }  // namespace firesteel::server

@@ -6,13 +6,14 @@
 #include <grpcpp/health_check_service_interface.h>
 
 #include <map>
+#include <optional>
 #include <string>
-#include <thread>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 #include "runtime/threading/mutex.h"
 #include "server/model_registry.h"
+#include "server/periodic_thread.h"
 
 namespace firesteel::server {
 
@@ -23,7 +24,6 @@ class HealthMonitor {
  public:
   /// `models` outlives it. A model is stuck when work waits and no step ended for `stall`.
   HealthMonitor(const ModelRegistry* models, absl::Duration stall);
-  ~HealthMonitor();
   HealthMonitor(const HealthMonitor&) = delete;
   HealthMonitor& operator=(const HealthMonitor&) = delete;
 
@@ -41,19 +41,16 @@ class HealthMonitor {
   void Withdraw() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  void Main() ABSL_LOCKS_EXCLUDED(mutex_);
   void Set(const std::string& name, bool serving) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const ModelRegistry* const models_;
   const absl::Duration stall_;
 
   mutable Mutex mutex_;
-  CondVar stop_;
   grpc::HealthCheckServiceInterface* service_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::map<std::string, bool> statuses_ ABSL_GUARDED_BY(mutex_);  // as last set
   bool withdrawn_ ABSL_GUARDED_BY(mutex_) = false;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // from Start; last: it uses the others
+  std::optional<PeriodicThread> thread_;  // from Start; last: it uses the others
 };
 
 }  // namespace firesteel::server

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "google/rpc/error_details.pb.h"
+#include "absl/time/clock.h"
 #include "server/kserve_translation.h"
 #include "server/logging.h"
 #include "server/status.h"
@@ -30,18 +30,17 @@ class ModelInferCall final : public UnaryGenerationCall {
       : UnaryGenerationCall(context, "ModelInfer", services), response_(response) {}
 
   void Start(const inference::ModelInferRequest& request) {
-    auto translated = TranslateInfer(request);
-    if (!translated.ok()) {
-      Refuse(translated.status());
-      return;
-    }
-    request_ = *std::move(translated);
-    std::vector<Part> parts;
-    parts.reserve(request_.requests.size());
-    for (const v1::GenerateRequest& one : request_.requests) {
-      parts.push_back({one.model(), Translator(one)});
-    }
-    UnaryGenerationCall::Start(parts);
+    UnaryGenerationCall::Start([this, &request]() -> absl::StatusOr<std::vector<Part>> {
+      auto translated = TranslateInfer(request);
+      if (!translated.ok()) return translated.status();
+      request_ = *std::move(translated);
+      std::vector<Part> parts;
+      parts.reserve(request_.requests.size());
+      for (const v1::GenerateRequest& one : request_.requests) {
+        parts.push_back({one.model(), Translator(one)});
+      }
+      return parts;
+    });
   }
 
  private:
@@ -72,8 +71,16 @@ class ModelStreamInferCall final
       : GenerationCall(context, "ModelStreamInfer", services) {}
 
   void Start() {
-    Open();
-    StartRead(&incoming_);
+    const absl::Status status = Open();
+    if (status.ok()) {
+      StartRead(&incoming_);
+      return;
+    }
+    {
+      MutexLock lock(&mutex_);
+      finished_ = true;
+    }
+    Finish(PrepareFinish(status));
   }
 
   void OnReadDone(bool ok) override {
@@ -95,6 +102,7 @@ class ModelStreamInferCall final
     {
       MutexLock lock(&mutex_);
       writing_ = false;
+      writing_since_.reset();
     }
     ReadOn();
     Pump();
@@ -157,7 +165,7 @@ class ModelStreamInferCall final
   void ReadOn() {
     {
       MutexLock lock(&mutex_);
-      if (reading_ || reads_done_ || finished_ || abandoned_ ||
+      if (reading_ || reads_done_ || finished_ || !abandoned_.ok() ||
           items_.size() + refusals_.size() >= kMaxStreamedInfers) {
         return;
       }
@@ -169,15 +177,16 @@ class ModelStreamInferCall final
   void Pump() override {
     enum class Step { kNothing, kWrite, kFinish };
     Step step = Step::kNothing;
-    bool abandoned = false;
+    absl::Status abandoned;
     {
       MutexLock lock(&mutex_);
       if (writing_ || finished_) return;
       abandoned = abandoned_;
-      if (!abandoned && NextMessage()) {
+      if (abandoned.ok() && NextMessage()) {
         writing_ = true;
+        writing_since_ = absl::Now();
         step = Step::kWrite;
-      } else if (abandoned || (reads_done_ && items_.empty())) {
+      } else if (!abandoned.ok() || (reads_done_ && items_.empty())) {
         finished_ = true;
         step = Step::kFinish;
       }
@@ -188,8 +197,7 @@ class ModelStreamInferCall final
       }
       StartWrite(&outgoing_);
     } else if (step == Step::kFinish) {
-      Finish(PrepareFinish(abandoned ? Refusal(kCancelled, "the client cancelled")
-                                     : absl::OkStatus()));
+      Finish(PrepareFinish(abandoned));
     }
   }
 
@@ -220,7 +228,7 @@ class ModelStreamInferCall final
   void Fill(const Item& item, Generation::Chunk chunk) {
     const ServedModel& model = item.generation->model();
     const bool last = chunk.result.has_value();
-    const absl::Status status = last ? StatusOf(*chunk.result, false) : absl::OkStatus();
+    const absl::Status status = last ? StatusOf(*chunk.result, absl::OkStatus()) : absl::OkStatus();
     if (!status.ok()) {
       outgoing_ = ErrorMessage(item.request.id, status);
       return;

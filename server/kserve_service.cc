@@ -12,7 +12,7 @@ namespace firesteel::server {
 grpc::ServerUnaryReactor* KserveService::ServerLive(grpc::CallbackServerContext* context,
                                                     const inference::ServerLiveRequest*,
                                                     inference::ServerLiveResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, services_.access, Audience::kAnybody, [&] {
     response->set_live(true);
     return absl::OkStatus();
   });
@@ -21,7 +21,7 @@ grpc::ServerUnaryReactor* KserveService::ServerLive(grpc::CallbackServerContext*
 grpc::ServerUnaryReactor* KserveService::ServerReady(grpc::CallbackServerContext* context,
                                                      const inference::ServerReadyRequest*,
                                                      inference::ServerReadyResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, services_.access, Audience::kAnybody, [&] {
     response->set_ready(health_->IsServing(""));
     return absl::OkStatus();
   });
@@ -30,7 +30,7 @@ grpc::ServerUnaryReactor* KserveService::ServerReady(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* KserveService::ModelReady(grpc::CallbackServerContext* context,
                                                     const inference::ModelReadyRequest* request,
                                                     inference::ModelReadyResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, services_.access, Audience::kAnybody, [&] {
     const auto model = services_.models->Find(request->name());
     const bool version = request->version().empty() || request->version() == kModelVersion;
     response->set_ready(model.ok() && version && health_->IsServing((*model)->name));
@@ -41,7 +41,7 @@ grpc::ServerUnaryReactor* KserveService::ModelReady(grpc::CallbackServerContext*
 grpc::ServerUnaryReactor* KserveService::ServerMetadata(
     grpc::CallbackServerContext* context, const inference::ServerMetadataRequest*,
     inference::ServerMetadataResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, services_.access, Audience::kClients, [&] {
     response->set_name("firesteel");
     response->set_version(Version());
     for (const char* extension : {"parameters", "generate", "binary_tensor_data"}) {
@@ -54,7 +54,7 @@ grpc::ServerUnaryReactor* KserveService::ServerMetadata(
 grpc::ServerUnaryReactor* KserveService::ModelMetadata(
     grpc::CallbackServerContext* context, const inference::ModelMetadataRequest* request,
     inference::ModelMetadataResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, services_.access, Audience::kClients, [&] {
     const auto model = services_.models->Find(request->name());
     if (!model.ok()) return model.status();
     if (!request->version().empty() && request->version() != kModelVersion) {

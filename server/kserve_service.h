@@ -9,7 +9,7 @@
 
 namespace firesteel::server {
 
-/// Thread-safe.
+/// Liveness and readiness are told to anybody, as to probes. Thread-safe.
 class KserveService final : public inference::GRPCInferenceService::CallbackService {
  public:
   /// `health` outlives it.

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <functional>
 #include <iostream>
 #include <string>
 #include <thread>
@@ -15,7 +16,6 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/time/clock.h"
 #include "kernels/simd_target.h"
 #include "runtime/threading/mutex.h"
 #include "server/logging.h"
@@ -34,12 +34,13 @@ int Fail(const absl::Status& status) {
   return kExitUsage;
 }
 
-/// Takes SIGINT and SIGTERM by a thread that waits for them. Made before any other thread, so that
-/// all others inherit the blocked signals.
+/// Takes SIGHUP, SIGINT and SIGTERM by a thread that waits for them. Made before any other thread,
+/// so that all others inherit the blocked signals.
 class Signals {
  public:
   Signals() {
     sigemptyset(&set_);
+    sigaddset(&set_, SIGHUP);
     sigaddset(&set_, SIGINT);
     sigaddset(&set_, SIGTERM);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
@@ -56,16 +57,19 @@ class Signals {
     thread_.join();
   }
 
-  /// From now on the first signal is an orderly stop; before, any signal ends the process.
-  void Serving() {
+  /// From now on SIGHUP calls `reload`, which must not block, and the first other signal is an
+  /// orderly stop; before, any signal ends the process.
+  void Serving(std::function<void()> reload) {
     MutexLock lock(&mutex_);
     serving_ = true;
+    reload_ = std::move(reload);
   }
 
   /// Waits for the first signal.
   int Wait() {
     MutexLock lock(&mutex_);
     while (first_ == 0) received_.Wait(&mutex_);
+    reload_ = nullptr;
     return first_;
   }
 
@@ -76,6 +80,10 @@ class Signals {
       if (sigwait(&set_, &number) != 0) continue;
       MutexLock lock(&mutex_);
       if (stopping_) return;
+      if (number == SIGHUP && serving_) {
+        if (reload_ != nullptr) reload_();
+        continue;
+      }
       // Nothing runs yet, or whoever asks twice means now.
       if (!serving_ || (first_ != 0 && number == SIGINT)) std::_Exit(128 + number);
       if (first_ == 0) first_ = number;
@@ -87,6 +95,7 @@ class Signals {
   Mutex mutex_;
   CondVar received_;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;
+  std::function<void()> reload_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   int first_ ABSL_GUARDED_BY(mutex_) = 0;
   std::thread thread_;  // last: it uses the others
@@ -98,6 +107,38 @@ absl::Status ForceSimdTarget(const Environment& environment) {
   return absl::InvalidArgumentError(
       absl::StrCat("FIRESTEEL_SIMD_TARGET: '", target.substr(0, 100), "' is not one of ",
                    absl::StrJoin(kernels::AvailableSimdTargets(), ", ")));
+}
+
+ServerConfig MakeConfig(const ServerOptions& options) {
+  ServerConfig config;
+  config.address = options.address;
+  config.metrics_address = options.metrics_address;
+  config.admin_address = options.admin_address;
+  config.max_message_bytes = options.max_message_bytes;
+  config.drain = options.drain;
+  config.stall = options.stall;
+  config.reader_stall = {.write = options.reader_stall,
+                         .buffer_bytes = options.reader_buffer_bytes};
+  config.reflection = options.reflection;
+  if (options.max_connection_age > absl::ZeroDuration()) {
+    config.max_connection_age = options.max_connection_age;
+  }
+  config.tls = {
+      .cert = options.tls_cert, .key = options.tls_key, .client_ca = options.tls_client_ca};
+  config.auth_token_file = options.auth_token_file;
+  config.credentials_reload = options.credentials_reload;
+  config.simd_target = kernels::SimdTargetName();
+  config.available_simd_targets = kernels::AvailableSimdTargets();
+  config.threads = options.threads;
+  return config;
+}
+
+// Before models are loaded, which takes long: what a server needs besides them.
+absl::Status CheckCredentials(const ServerOptions& options) {
+  const ServerConfig config = MakeConfig(options);
+  const auto tls = MakeServerCredentials(config.tls, config.credentials_reload);
+  if (!tls.ok()) return tls.status();
+  return AccessControl::Create(config.auth_token_file, config.credentials_reload).status();
 }
 
 int Check(const LoadedModels& loaded) {
@@ -113,35 +154,64 @@ int Check(const LoadedModels& loaded) {
   return 0;
 }
 
+bool IsLoopback(const std::string& address) {
+  const std::string host = address.substr(0, address.rfind(':'));
+  return host == "localhost" || host == "[::1]" || host.rfind("127.", 0) == 0;
+}
+
+// What an operator should not find out later.
+void WarnOfOpenDoors(const ServerOptions& options) {
+  const bool tls = !options.tls_cert.empty();
+  const bool who = !options.auth_token_file.empty() || !options.tls_client_ca.empty();
+  if (!IsLoopback(options.address) && !who) {
+    Log(LogLevel::kWarn,
+        "ANYBODY who reaches this address may use the models: give --auth-token-file or "
+        "--tls-client-ca, or listen on 127.0.0.1",
+        {{"address", options.address}});
+  }
+  if (!IsLoopback(options.address) && !tls) {
+    Log(LogLevel::kWarn,
+        "prompts, answers and tokens travel in CLEAR TEXT: give --tls-cert and --tls-key, or put a "
+        "TLS proxy in front",
+        {{"address", options.address}});
+  }
+  if (!options.admin_address.empty() && !IsLoopback(options.admin_address) && !who) {
+    Log(LogLevel::kWarn, "ANYBODY who reaches this address may load and unload models",
+        {{"admin_address", options.admin_address}});
+  }
+}
+
 // `loaded` keeps the thread pool until the server and its engines are gone.
 int Serve(const ServerOptions& options, LoadedModels loaded, Signals* signals) {
-  ServerConfig config;
-  config.address = options.address;
-  config.metrics_address = options.metrics_address;
-  config.max_message_bytes = options.max_message_bytes;
-  config.stall = options.stall;
-  config.reflection = options.reflection;
-  config.simd_target = kernels::SimdTargetName();
-  config.available_simd_targets = kernels::AvailableSimdTargets();
-  config.threads = options.threads;
+  ServerConfig config = MakeConfig(options);
+  config.load_model = [&options, pool = loaded.pool.get(),
+                       metrics = loaded.metrics.get()](const ModelSpec& spec) {
+    return LoadModel(spec, options, pool, metrics);
+  };
   auto server = Server::Start(config, std::move(loaded.metrics), std::move(loaded.registry));
   if (!server.ok()) return Fail(server.status());
 
-  signals->Serving();
+  WarnOfOpenDoors(options);
+  signals->Serving([&server] { (*server)->Reload(); });
   std::cout << "listening on " << (*server)->address() << ", metrics on "
             << (*server)->metrics_address() << std::endl;
   Log(LogLevel::kInfo, "serving",
       {{"version", Version()},
        {"address", (*server)->address()},
+       {"admin_address", (*server)->admin_address()},
        {"metrics_address", (*server)->metrics_address()},
+       {"tls", config.tls.enabled()},
+       {"client_certificates", !config.tls.client_ca.empty()},
+       {"tokens", !config.auth_token_file.empty()},
        {"simd_target", config.simd_target},
        {"threads", options.threads}});
 
   const int number = signals->Wait();
   Log(LogLevel::kInfo, "draining",
       {{"signal", number == SIGINT ? "SIGINT" : "SIGTERM"},
-       {"seconds", absl::ToDoubleSeconds(options.drain)}});
-  const bool clean = (*server)->Stop(absl::Now() + options.drain);
+       {"withdraw_seconds", absl::ToDoubleSeconds(options.withdraw)},
+       {"drain_seconds", absl::ToDoubleSeconds(options.drain)}});
+  const bool clean = (*server)->Stop(options.withdraw, options.drain);
   server->reset();
   Log(LogLevel::kInfo, "stopped", {{"all_finished", clean}});
   return 0;
@@ -160,6 +230,8 @@ int Main(const std::vector<std::string>& arguments) {
 
   Signals signals;
   SetUpLogging(command->options.log_level, command->options.log_format);
+  const absl::Status credentials = CheckCredentials(command->options);
+  if (!credentials.ok()) return Fail(credentials);
   auto loaded = LoadModels(command->options);
   if (!loaded.ok()) return Fail(loaded.status());
   const int status = command->action == CommandLine::Action::kCheck

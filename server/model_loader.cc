@@ -26,7 +26,27 @@ absl::Status AtModel(const ModelSpec& spec, const absl::Status& status) {
                       absl::StrCat("--model ", spec.name, "=", spec.path, ": ", status.message()));
 }
 
-absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, LoadedModels* out) {
+class WaitingSink final : public GenerationSink {
+ public:
+  void OnDelta(TokenDelta) override {}
+  void OnFinish(GenerationResult result) override {
+    result_ = std::move(result);
+    done_.Notify();
+  }
+
+  /// False where nothing came in time.
+  bool Wait() { return done_.WaitForNotificationWithTimeout(kGenerateOnceLimit); }
+  const GenerationResult& result() const { return result_; }
+
+ private:
+  absl::Notification done_;
+  GenerationResult result_;
+};
+
+}  // namespace
+
+absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions& options,
+                                      WorkerPool* pool, ServerMetrics* all_metrics) {
   const absl::Time start = absl::Now();
   auto weights = LoadWeights(spec.path, options.weights, options.weights_memory, options.threads);
   if (!weights.ok()) return AtModel(spec, weights.status());
@@ -38,11 +58,11 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
   const auto compute = ResolveComputeType(options.compute, (*weights)->dtype);
   if (!compute.ok()) return AtModel(spec, compute.status());
 
-  EngineMetrics* const metrics = out->metrics->AddModel(spec.name, config);
+  EngineMetrics* const metrics = all_metrics->AddModel(spec.name, config);
   EngineOptions engine_options = options.engine;
   engine_options.kv_dtype = KvCacheType(options);
-  auto engine = Engine::Create(*weights, *std::move(tokenizer), *compute, engine_options,
-                               out->pool.get(), metrics);
+  auto engine =
+      Engine::Create(*weights, *std::move(tokenizer), *compute, engine_options, pool, metrics);
   if (!engine.ok()) return AtModel(spec, engine.status());
 
   ServedModel model;
@@ -82,28 +102,8 @@ absl::Status LoadModel(const ModelSpec& spec, const ServerOptions& options, Load
         {{"model", spec.name}, {"seconds", absl::ToDoubleSeconds(*took)}});
   }
   metrics->StartCounting();
-  out->registry->Put(std::move(model));
-  return absl::OkStatus();
+  return model;
 }
-
-class WaitingSink final : public GenerationSink {
- public:
-  void OnDelta(TokenDelta) override {}
-  void OnFinish(GenerationResult result) override {
-    result_ = std::move(result);
-    done_.Notify();
-  }
-
-  /// False where nothing came in time.
-  bool Wait() { return done_.WaitForNotificationWithTimeout(kGenerateOnceLimit); }
-  const GenerationResult& result() const { return result_; }
-
- private:
-  absl::Notification done_;
-  GenerationResult result_;
-};
-
-}  // namespace
 
 absl::StatusOr<LoadedModels> LoadModels(const ServerOptions& options) {
   LoadedModels out;
@@ -111,8 +111,9 @@ absl::StatusOr<LoadedModels> LoadModels(const ServerOptions& options) {
   out.metrics = std::make_unique<ServerMetrics>();
   out.registry = std::make_unique<ModelRegistry>();
   for (const ModelSpec& spec : options.models) {
-    const absl::Status status = LoadModel(spec, options, &out);
-    if (!status.ok()) return status;
+    auto model = LoadModel(spec, options, out.pool.get(), out.metrics.get());
+    if (!model.ok()) return model.status();
+    out.registry->Put(*std::move(model));
   }
   return out;
 }

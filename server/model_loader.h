@@ -21,6 +21,11 @@ struct LoadedModels {
   std::unique_ptr<ModelRegistry> registry;
 };
 
+/// Loads one model; its time series join `metrics`. The status names the option and the model.
+/// `pool` and `metrics` outlive it.
+absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions& options,
+                                      WorkerPool* pool, ServerMetrics* metrics);
+
 /// Loads every model of the options onto one pool of threads. The status names the option and the
 /// model.
 absl::StatusOr<LoadedModels> LoadModels(const ServerOptions& options);

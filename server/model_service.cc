@@ -8,7 +8,7 @@ namespace firesteel::server {
 grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* context,
                                                    const v1::ListModelsRequest*,
                                                    v1::ListModelsResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, access_, Audience::kClients, [&] {
     for (const auto& model : models_->models()) {
       *response->add_models() = DescribeModel(*model, response->models_size() == 0);
     }
@@ -19,7 +19,7 @@ grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* context,
                                                  const v1::GetModelRequest* request,
                                                  v1::GetModelResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, access_, Audience::kClients, [&] {
     const auto model = models_->Find(request->model());
     if (!model.ok()) return model.status();
     const auto first = models_->Find("");
@@ -31,7 +31,7 @@ grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* co
 grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContext* context,
                                                       const v1::GetServerInfoRequest*,
                                                       v1::GetServerInfoResponse* response) {
-  return AnswerUnary(context, [&] {
+  return AnswerUnary(context, access_, Audience::kClients, [&] {
     *response = info_;
     for (const auto& model : models_->models()) response->add_models(model->name);
     return absl::OkStatus();

@@ -4,16 +4,17 @@
 #define FIRESTEEL_SERVER_MODEL_SERVICE_H_
 
 #include "firesteel/v1/model_service.grpc.pb.h"
+#include "server/access_control.h"
 #include "server/model_registry.h"
 
 namespace firesteel::server {
 
-/// Thread-safe. `models` outlives it.
+/// Thread-safe. `models` and `access` outlive it.
 class ModelService final : public v1::ModelService::CallbackService {
  public:
   /// `info` is what GetServerInfo answers.
-  ModelService(const ModelRegistry* models, v1::GetServerInfoResponse info)
-      : models_(models), info_(std::move(info)) {}
+  ModelService(const ModelRegistry* models, AccessControl* access, v1::GetServerInfoResponse info)
+      : models_(models), access_(access), info_(std::move(info)) {}
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const v1::ListModelsRequest* request,
@@ -27,6 +28,7 @@ class ModelService final : public v1::ModelService::CallbackService {
 
  private:
   const ModelRegistry* const models_;
+  AccessControl* const access_;
   const v1::GetServerInfoResponse info_;  // without models
 };
 

@@ -7,7 +7,6 @@
 #include <cctype>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <set>
@@ -23,6 +22,7 @@
 #include "absl/strings/strip.h"
 #include "runtime/checkpoint/packed_file.h"
 #include "runtime/threading/cpu_topology.h"
+#include "server/small_file.h"
 
 #ifndef FIRESTEEL_VERSION
 #error "FIRESTEEL_VERSION comes from the build"
@@ -31,7 +31,6 @@
 namespace firesteel::server {
 namespace {
 
-constexpr size_t kMaxConfigBytes = 1u << 20;
 constexpr size_t kMaxModels = 64;
 
 // --- The kinds of value ---
@@ -222,6 +221,7 @@ bool IsHostAndPort(const std::string& value) {
   });
 }
 
+// Where the field may be empty, nothing is printed then.
 Option Address(const char* name, const char* help, Accessor<std::string> field) {
   return {.name = name,
           .type = "HOST:PORT",
@@ -234,29 +234,28 @@ Option Address(const char* name, const char* help, Accessor<std::string> field) 
             return absl::OkStatus();
           },
           .get = [=](const ServerOptions& options) -> std::vector<std::string> {
-            return {Read(field, options)};
+            const std::string value = Read(field, options);
+            return value.empty() ? std::vector<std::string>() : std::vector<std::string>{value};
           }};
 }
 
-// An option whose feature this version does not have: anything but `neutral` is refused by name.
-Option Waiting(const char* name, const char* type, const char* help) {
+// The path of a file; not set where empty. What it holds is checked where it is read.
+Option File(const char* name, const char* help, Accessor<std::string> field) {
   return {.name = name,
-          .type = type,
-          .help = absl::StrCat(help, " (not available in this version)"),
-          .set = [](const std::string& value, ServerOptions&) -> absl::Status {
-            return Bad(value, "is refused: the option is not available in this version");
+          .type = "FILE",
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            if (value.empty()) return Bad(value, "is no path of a file");
+            field(options) = value;
+            return absl::OkStatus();
           },
-          .get = [](const ServerOptions&) -> std::vector<std::string> { return {}; }};
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            const std::string value = Read(field, options);
+            return value.empty() ? std::vector<std::string>() : std::vector<std::string>{value};
+          }};
 }
 
 // --- The options that no kind covers ---
-
-bool IsModelName(const std::string& name) {
-  return !name.empty() && name.size() <= 128 &&
-         std::all_of(name.begin(), name.end(), [](unsigned char c) {
-           return std::isalnum(c) || c == '-' || c == '_' || c == '.' || c == ':' || c == '/';
-         });
-}
 
 // The last part of a path, without the ending of packed files.
 std::string BaseName(std::string path) {
@@ -349,6 +348,10 @@ const std::vector<Option>& Table() {
           "address", "Where gRPC listens; port 0 picks a free one",
           +[](O& o) -> std::string& { return o.address; }),
       Address(
+          "admin-address",
+          "Where AdminService (load, unload, reload models) is served; nowhere without it",
+          +[](O& o) -> std::string& { return o.admin_address; }),
+      Address(
           "metrics-address", "Where Prometheus metrics are served, at /metrics",
           +[](O& o) -> std::string& { return o.metrics_address; }),
       Weights(),
@@ -400,12 +403,29 @@ const std::vector<Option>& Table() {
           absl::Milliseconds(1), 0, 60'000,
           +[](O& o) -> absl::Duration& { return o.engine.target_itl; }),
       Duration(
+          "withdraw-seconds", "SECONDS",
+          "Time between SIGTERM, when health turns NOT_SERVING, and refusing new requests",
+          absl::Seconds(1), 0, 3'600, +[](O& o) -> absl::Duration& { return o.withdraw; }),
+      Duration(
           "drain-seconds", "SECONDS", "Time that running requests have after SIGTERM",
           absl::Seconds(1), 0, 86'400, +[](O& o) -> absl::Duration& { return o.drain; }),
       Duration(
           "stall-seconds", "SECONDS",
           "Health turns NOT_SERVING where work waits and no step ends for so long",
           absl::Seconds(1), 0.1, 86'400, +[](O& o) -> absl::Duration& { return o.stall; }),
+      Duration(
+          "reader-stall-seconds", "SECONDS",
+          "A stream is ended whose reader takes nothing for so long", absl::Seconds(1), 0.1, 86'400,
+          +[](O& o) -> absl::Duration& { return o.reader_stall; }),
+      Bytes<uint64_t>(
+          "reader-buffer-bytes",
+          "A stream is ended for whose reader more than this waits to be sent", 1024,
+          uint64_t{1} << 40, +[](O& o) -> uint64_t& { return o.reader_buffer_bytes; }),
+      Duration(
+          "max-connection-age-seconds", "SECONDS",
+          "Connections older than this are closed once their calls have ended; 0: never",
+          absl::Seconds(1), 0, 2'000'000,
+          +[](O& o) -> absl::Duration& { return o.max_connection_age; }),
       Switch(
           "reflection", "gRPC server reflection", +[](O& o) -> bool& { return o.reflection; }),
       Switch(
@@ -425,10 +445,23 @@ const std::vector<Option>& Table() {
           {{"text", LogFormat::kText}, {"json", LogFormat::kJson}},
           +[](O& o) -> LogFormat& { return o.log_format; }),
       SublinearHead(),
-      Waiting("tls-cert", "FILE", "Certificate chain"),
-      Waiting("tls-key", "FILE", "Private key"),
-      Waiting("tls-client-ca", "FILE", "Authorities of client certificates"),
-      Waiting("auth-token-file", "FILE", "Bearer tokens"),
+      File(
+          "tls-cert", "Certificate chain in PEM; with it gRPC speaks TLS only",
+          +[](O& o) -> std::string& { return o.tls_cert; }),
+      File(
+          "tls-key", "Private key of that certificate, in PEM, without a passphrase",
+          +[](O& o) -> std::string& { return o.tls_key; }),
+      File(
+          "tls-client-ca",
+          "Authorities of client certificates, in PEM; with it every client needs one",
+          +[](O& o) -> std::string& { return o.tls_client_ca; }),
+      File(
+          "auth-token-file", "Clients, the SHA-256 of their bearer tokens, and their limits (YAML)",
+          +[](O& o) -> std::string& { return o.auth_token_file; }),
+      Duration(
+          "credentials-reload-seconds", "SECONDS",
+          "How often certificates and tokens are looked at for changes", absl::Seconds(1), 0.01,
+          86'400, +[](O& o) -> absl::Duration& { return o.credentials_reload; }),
       Action(
           "print-config", "Print the effective configuration as YAML and exit",
           +[](O& o) -> bool& { return o.print_config; }),
@@ -465,21 +498,6 @@ absl::Status FileError(const std::string& path, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("--config ", path, ": ", what));
 }
 
-absl::StatusOr<std::string> ReadConfigFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text(kMaxConfigBytes + 1, '\0');
-  if (file) file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  // A folder opens but does not read.
-  if (!file.is_open() || file.bad() || (file.fail() && !file.eof())) {
-    return FileError(path, "cannot be read");
-  }
-  text.resize(static_cast<size_t>(file.gcount()));
-  if (text.size() > kMaxConfigBytes) {
-    return FileError(path, absl::StrCat("is larger than ", kMaxConfigBytes, " bytes"));
-  }
-  return text;
-}
-
 absl::Status AddYamlEntry(const std::string& path, const YAML::Node& key_node,
                           const YAML::Node& value, Values* values) {
   if (!key_node.IsScalar()) return FileError(path, "a key is not a plain name");
@@ -507,8 +525,8 @@ absl::Status AddYamlEntry(const std::string& path, const YAML::Node& key_node,
 }
 
 absl::StatusOr<Values> ReadYaml(const std::string& path) {
-  const auto text = ReadConfigFile(path);
-  if (!text.ok()) return text.status();
+  const auto text = ReadSmallFile(path);
+  if (!text.ok()) return FileError(path, std::string(text.status().message()));
   Values values;
   try {
     const YAML::Node root = YAML::Load(*text);
@@ -618,6 +636,16 @@ absl::Status CheckTogether(const ServerOptions& options) {
         "--max-batch-tokens: '", options.engine.max_batch_tokens, "' is below --max-batch-size (",
         options.engine.max_batch_size, "): every running sequence needs one token a step"));
   }
+  if (options.tls_cert.empty() != options.tls_key.empty()) {
+    return absl::InvalidArgumentError(
+        options.tls_key.empty()
+            ? absl::StrCat("--tls-key: is needed beside --tls-cert '", options.tls_cert, "'")
+            : absl::StrCat("--tls-cert: is needed beside --tls-key '", options.tls_key, "'"));
+  }
+  if (!options.tls_client_ca.empty() && options.tls_cert.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tls-cert: is needed beside --tls-client-ca '", options.tls_client_ca, "'"));
+  }
   if (options.models.empty() && !options.print_config) {
     return absl::InvalidArgumentError(
         "--model: at least one model is needed (a checkpoint folder or a packed file)");
@@ -630,6 +658,13 @@ absl::Status CheckTogether(const ServerOptions& options) {
 kernels::DType KvCacheType(const ServerOptions& options) {
   if (options.kv_cache_type.has_value()) return *options.kv_cache_type;
   return options.compute == ComputeType::kF32 ? kernels::DType::kF32 : kernels::DType::kBF16;
+}
+
+bool IsModelName(const std::string& name) {
+  return !name.empty() && name.size() <= 128 &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return std::isalnum(c) || c == '-' || c == '_' || c == '.' || c == ':' || c == '/';
+         });
 }
 
 const char* Version() { return FIRESTEEL_VERSION; }

@@ -25,12 +25,16 @@ struct ModelSpec {
   std::string path;
 };
 
+/// Letters, digits and -_.:/, 1 to 128 of them.
+bool IsModelName(const std::string& name);
+
 enum class LogFormat : uint8_t { kText, kJson };
 
 /// The effective options, checked one by one and against each other.
 struct ServerOptions {
   std::vector<ModelSpec> models;  // the first is the default one
   std::string address = "127.0.0.1:50051";
+  std::string admin_address;  // empty: AdminService is not served
   std::string metrics_address = "127.0.0.1:9464";
   WeightFormat weights = WeightFormat::kAuto;
   WeightMemory weights_memory = WeightMemory::kCopy;
@@ -40,8 +44,17 @@ struct ServerOptions {
   EngineOptions engine;
   uint32_t max_prompt_tokens = 0;  // 0: what the context allows
   uint64_t max_message_bytes = 4u << 20;
+  absl::Duration withdraw = absl::ZeroDuration();  // health is withdrawn so long before all else
   absl::Duration drain = absl::Seconds(30);
   absl::Duration stall = absl::Seconds(30);
+  absl::Duration reader_stall = absl::Seconds(60);
+  uint64_t reader_buffer_bytes = 4u << 20;
+  absl::Duration max_connection_age = absl::ZeroDuration();  // zero: without end
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_client_ca;
+  std::string auth_token_file;
+  absl::Duration credentials_reload = absl::Seconds(10);
   std::string log_level = "info";
   LogFormat log_format = LogFormat::kText;
   bool reflection = true;

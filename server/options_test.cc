@@ -241,6 +241,31 @@ TEST(OptionsTest, CheckIsAnActionOfItsOwn) {
 
 TEST(OptionsTest, AModelIsNeeded) { EXPECT_THAT(ParseError({}), HasSubstr("--model")); }
 
+TEST(OptionsTest, OptionsOfOperationReachTheirFields) {
+  const ServerOptions defaults = ParseOk({});
+  EXPECT_EQ(defaults.admin_address, "");
+  EXPECT_EQ(defaults.withdraw, absl::ZeroDuration());
+  EXPECT_EQ(defaults.max_connection_age, absl::ZeroDuration());
+  const ServerOptions options =
+      ParseOk({"--admin-address=127.0.0.1:0", "--tls-cert=c", "--tls-key=k", "--tls-client-ca=a",
+               "--auth-token-file=t", "--credentials-reload-seconds=2", "--withdraw-seconds=5",
+               "--reader-stall-seconds=7", "--reader-buffer-bytes=1MiB",
+               "--max-connection-age-seconds=3600"});
+  EXPECT_EQ(options.admin_address, "127.0.0.1:0");
+  EXPECT_EQ(options.tls_cert, "c");
+  EXPECT_EQ(options.tls_key, "k");
+  EXPECT_EQ(options.tls_client_ca, "a");
+  EXPECT_EQ(options.auth_token_file, "t");
+  EXPECT_EQ(options.credentials_reload, absl::Seconds(2));
+  EXPECT_EQ(options.withdraw, absl::Seconds(5));
+  EXPECT_EQ(options.reader_stall, absl::Seconds(7));
+  EXPECT_EQ(options.reader_buffer_bytes, uint64_t{1} << 20);
+  EXPECT_EQ(options.max_connection_age, absl::Hours(1));
+  const auto printed = Parse({"--print-config", "--tls-cert=c", "--tls-key=k"});
+  ASSERT_TRUE(printed.ok());
+  EXPECT_THAT(printed->text, AllOf(HasSubstr("tls-cert: c"), Not(HasSubstr("auth-token-file"))));
+}
+
 struct BadCase {
   const char* name;
   std::vector<std::string> arguments;
@@ -291,10 +316,11 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"BatchTokensBelowBatch",
                 {"--max-batch-size", "64", "--max-batch-tokens", "8"},
                 {"--max-batch-tokens", "'8'", "--max-batch-size", "64"}},
-        BadCase{"WaitingTls", {"--tls-cert", "c.pem"}, {"--tls-cert", "c.pem", "not available"}},
-        BadCase{"WaitingKey", {"--tls-key", "k.pem"}, {"--tls-key", "not available"}},
-        BadCase{"WaitingCa", {"--tls-client-ca", "a"}, {"--tls-client-ca", "not available"}},
-        BadCase{"WaitingToken", {"--auth-token-file", "t"}, {"--auth-token-file", "not available"}},
+        BadCase{"CertWithoutKey", {"--tls-cert", "c.pem"}, {"--tls-key", "c.pem"}},
+        BadCase{"KeyWithoutCert", {"--tls-key", "k.pem"}, {"--tls-cert", "k.pem"}},
+        BadCase{"CaWithoutCert", {"--tls-client-ca", "a"}, {"--tls-cert", "--tls-client-ca 'a'"}},
+        BadCase{"EmptyTokenFile", {"--auth-token-file", ""}, {"--auth-token-file", "no path"}},
+        BadCase{"BadAdminAddress", {"--admin-address", "x"}, {"--admin-address", "HOST:PORT"}},
         BadCase{"HeadIsNeither", {"--sublinear-head", "auto"}, {"--sublinear-head", "'auto'"}},
         BadCase{
             "UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16, int8, int4"}},
@@ -335,8 +361,7 @@ INSTANTIATE_TEST_SUITE_P(
                     BadFile{"Twice", "max-batch-size: 1\nmax_batch_size: 2\n", {"max-batch-size"}},
                     BadFile{"NoMap", "- threads\n", {"key: value"}},
                     BadFile{"NoYaml", "a: [1, \n  {", {"YAML"}},
-                    BadFile{"Nested", "model: [[a]]\n", {"model"}},
-                    BadFile{"Waiting", "tls-cert: c.pem\n", {"tls-cert", "not available"}}),
+                    BadFile{"Nested", "model: [[a]]\n", {"model"}}),
     [](const auto& row) { return row.param.name; });
 
 }  // namespace

@@ -5,11 +5,11 @@
 #include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/resource_quota.h>
-#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -63,7 +63,8 @@ class ReflectionOption final : public grpc::ServerBuilderOption {
 std::vector<const google::protobuf::ServiceDescriptor*> OwnServices() {
   return {v1::GenerateRequest::descriptor()->file()->service(0),
           v1::GetModelRequest::descriptor()->file()->service(0),
-          inference::ModelInferRequest::descriptor()->file()->service(0)};
+          inference::ModelInferRequest::descriptor()->file()->service(0),
+          v1::LoadModelRequest::descriptor()->file()->service(0)};
 }
 
 void AddMethods(const google::protobuf::ServiceDescriptor& service, GrpcMetrics* metrics) {
@@ -89,6 +90,11 @@ v1::GetServerInfoResponse MakeServerInfo(const ServerConfig& config) {
   return info;
 }
 
+int ToIntMilliseconds(absl::Duration duration) {
+  return static_cast<int>(
+      std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
+}
+
 void Configure(const ServerConfig& config, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(static_cast<int>(config.max_message_bytes));
   // Otherwise two servers on one port would share its clients, and neither would say so.
@@ -99,6 +105,13 @@ void Configure(const ServerConfig& config, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                               kMinClientPingMs);
+  if (config.max_connection_age < absl::InfiniteDuration()) {
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                                ToIntMilliseconds(config.max_connection_age));
+    // However old the connection, its calls are not cut.
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                                std::numeric_limits<int>::max());
+  }
   grpc::ResourceQuota quota("firesteel");
   quota.SetMaxThreads(kMaxGrpcThreads);
   quota.Resize(kMaxGrpcBufferBytes);
@@ -109,14 +122,15 @@ void Configure(const ServerConfig& config, grpc::ServerBuilder* builder) {
 }  // namespace
 
 Server::Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metrics,
-               std::unique_ptr<ModelRegistry> models)
+               std::unique_ptr<ModelRegistry> models, std::unique_ptr<AccessControl> access)
     : metrics_(std::move(metrics)),
       grpc_metrics_(metrics_->registry().get()),
       models_(std::move(models)),
+      access_(std::move(access)),
       health_(std::make_unique<HealthMonitor>(models_.get(), config.stall)),
-      generation_service_(Services()),
-      model_service_(models_.get(), MakeServerInfo(config)),
-      kserve_service_(Services(), health_.get()) {
+      generation_service_(Services(config)),
+      model_service_(models_.get(), access_.get(), MakeServerInfo(config)),
+      kserve_service_(Services(config), health_.get()) {
   for (const auto* service : OwnServices()) AddMethods(*service, &grpc_metrics_);
   // Naming it also links its descriptor, which reflection hands out.
   AddMethods(*grpc::health::v1::HealthCheckRequest::descriptor()->file()->service(0),
@@ -124,11 +138,24 @@ Server::Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metric
   if (config.reflection) grpc_metrics_.AddMethod(kReflectionService, "ServerReflectionInfo");
 }
 
-CallServices Server::Services() {
-  return {.models = models_.get(), .delivery = &delivery_, .live = &live_calls_};
+CallServices Server::Services(const ServerConfig& config) {
+  return {.models = models_.get(),
+          .access = access_.get(),
+          .delivery = &delivery_,
+          .live = &live_calls_,
+          .stall = config.reader_stall};
+}
+
+Server::Interceptors Server::MakeInterceptors() {
+  Interceptors interceptors;
+  interceptors.push_back(MakeParseErrorInterceptor(OwnServices()));
+  interceptors.push_back(grpc_metrics_.MakeInterceptorFactory());
+  return interceptors;
 }
 
 absl::Status Server::Listen(const ServerConfig& config) {
+  const auto credentials = MakeServerCredentials(config.tls, config.credentials_reload);
+  if (!credentials.ok()) return credentials.status();
   auto endpoint = MetricsEndpoint::Start(
       config.metrics_address, {metrics_->registry(), std::make_shared<ProcessMetrics>()});
   if (!endpoint.ok()) return endpoint.status();
@@ -139,15 +166,12 @@ absl::Status Server::Listen(const ServerConfig& config) {
   grpc::ServerBuilder builder;
   Configure(config, &builder);
   int port = 0;
-  builder.AddListeningPort(config.address, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(config.address, *credentials, &port);
   builder.RegisterService(&generation_service_);
   builder.RegisterService(&model_service_);
   builder.RegisterService(&kserve_service_);
   builder.RegisterCallbackGenericService(&unknown_method_service_);
-  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
-  interceptors.push_back(MakeParseErrorInterceptor(OwnServices()));
-  interceptors.push_back(grpc_metrics_.MakeInterceptorFactory());
-  builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  builder.experimental().SetInterceptorCreators(MakeInterceptors());
   {
     const GrpcLogCapture capture;
     grpc_ = builder.BuildAndStart();
@@ -157,34 +181,83 @@ absl::Status Server::Listen(const ServerConfig& config) {
         absl::StrCat("--address: cannot listen on ", config.address, " (in use, or not ours)"));
   }
   address_ = WithPort(config.address, port);
+  manager_ = std::make_unique<ModelManager>(
+      models_.get(), config.load_model, [this] { health_->Check(); }, config.drain);
+  if (!config.admin_address.empty()) {
+    const absl::Status status = ListenForAdmins(config, *credentials);
+    if (!status.ok()) return status;
+  }
   health_->Start(grpc_->GetHealthCheckService());
+  stall_watch_ = std::make_unique<PeriodicThread>(
+      std::clamp(config.reader_stall.write / 4, absl::Milliseconds(25), absl::Seconds(1)),
+      [this] { live_calls_.EndStalled(absl::Now()); });
   return absl::OkStatus();
+}
+
+absl::Status Server::ListenForAdmins(const ServerConfig& config,
+                                     const std::shared_ptr<grpc::ServerCredentials>& credentials) {
+  admin_service_ = std::make_unique<AdminService>(models_.get(), manager_.get(), access_.get());
+  grpc::EnableDefaultHealthCheckService(false);
+  grpc::ServerBuilder builder;
+  Configure(config, &builder);
+  int port = 0;
+  builder.AddListeningPort(config.admin_address, credentials, &port);
+  builder.RegisterService(admin_service_.get());
+  builder.experimental().SetInterceptorCreators(MakeInterceptors());
+  {
+    const GrpcLogCapture capture;
+    admin_grpc_ = builder.BuildAndStart();
+  }
+  if (admin_grpc_ == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("--admin-address: cannot listen on ",
+                                               config.admin_address, " (in use, or not ours)"));
+  }
+  admin_address_ = WithPort(config.admin_address, port);
+  return absl::OkStatus();
+}
+
+void Server::Reload() {
+  access_->Reload();
+  const absl::Status status = manager_->ReloadAll();
+  if (!status.ok()) {
+    Log(LogLevel::kWarn, "models not reloaded", {{"error", std::string(status.message())}});
+  }
 }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config,
                                                       std::unique_ptr<ServerMetrics> metrics,
                                                       std::unique_ptr<ModelRegistry> models) {
-  std::unique_ptr<Server> server(new Server(config, std::move(metrics), std::move(models)));
+  auto access = AccessControl::Create(config.auth_token_file, config.credentials_reload);
+  if (!access.ok()) return access.status();
+  std::unique_ptr<Server> server(
+      new Server(config, std::move(metrics), std::move(models), *std::move(access)));
   const absl::Status status = server->Listen(config);
   if (!status.ok()) return status;
   return server;
 }
 
-Server::~Server() { Stop(absl::InfinitePast()); }
+Server::~Server() { Stop(absl::ZeroDuration(), absl::ZeroDuration()); }
 
-bool Server::Stop(absl::Time deadline) {
+bool Server::Stop(absl::Duration grace, absl::Duration drain) {
   if (std::exchange(stopped_, true)) return true;
   health_->Withdraw();
+  absl::SleepFor(grace);
+  const absl::Time deadline = absl::Now() + drain;
   for (const auto& model : models_->models()) model->engine->BeginDrain();
   bool clean = true;
+  if (manager_ != nullptr) manager_->FinishRetired(deadline);
   for (const auto& model : models_->models()) {
     clean = model->engine->FinishDrain(deadline) && clean;
   }
+  // Waits for a model that is being loaded: it may still be put in, and is idle.
+  if (admin_grpc_ != nullptr) admin_grpc_->Shutdown(std::chrono::system_clock::now());
+  manager_.reset();
   if (grpc_ == nullptr) return clean;
   // Every answer is on its way; what a reader does not take in time is lost.
   live_calls_.WaitForNone(std::max(deadline, absl::Now() + kLastBytesGrace));
   // What is left now are Watch and reflection streams, which never end by themselves.
   grpc_->Shutdown(std::chrono::system_clock::now());
+  stall_watch_.reset();
   health_.reset();
   return clean;
 }

@@ -13,6 +13,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/access_control.h"
+#include "server/admin_service.h"
 #include "server/delivery_thread.h"
 #include "server/generation_service.h"
 #include "server/grpc_metrics.h"
@@ -21,8 +23,11 @@
 #include "server/live_calls.h"
 #include "server/metrics.h"
 #include "server/metrics_endpoint.h"
+#include "server/model_manager.h"
 #include "server/model_registry.h"
 #include "server/model_service.h"
+#include "server/periodic_thread.h"
+#include "server/tls.h"
 #include "server/unknown_method.h"
 
 namespace firesteel::server {
@@ -30,9 +35,20 @@ namespace firesteel::server {
 struct ServerConfig {
   std::string address = "127.0.0.1:0";          // HOST:PORT; port 0 picks a free one
   std::string metrics_address = "127.0.0.1:0";  // the same
+  std::string admin_address;                    // the same; empty: no AdminService
+  LoadFunction load_model;  // of AdminService and ReloadAll; outlives the server with what it uses
+  absl::Duration drain = absl::Seconds(30);  // of models that are replaced
   uint64_t max_message_bytes = 4u << 20;
-  absl::Duration stall = absl::Seconds(30);
+  absl::Duration stall = absl::Seconds(30);  // of an engine
+  StallLimits reader_stall;                  // of a client
   bool reflection = true;
+  /// Connections are closed when they are this old, once their calls have ended: so that clients
+  /// find servers that were added.
+  absl::Duration max_connection_age = absl::InfiniteDuration();
+  TlsFiles tls;
+  std::string auth_token_file;  // empty: no tokens
+  /// How often certificates and tokens are looked at.
+  absl::Duration credentials_reload = absl::Seconds(10);
   // What GetServerInfo tells.
   std::string simd_target;
   std::vector<std::string> available_simd_targets;
@@ -43,7 +59,7 @@ struct ServerConfig {
 class Server {
  public:
   /// Listens and serves. `models` has at least one. Unavailable, naming the option, where an
-  /// address can't be had.
+  /// address can't be had; InvalidArgument, the same, where a file can't be used.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerConfig& config,
                                                        std::unique_ptr<ServerMetrics> metrics,
                                                        std::unique_ptr<ModelRegistry> models);
@@ -55,35 +71,52 @@ class Server {
   /// HOST:PORT with the real port.
   const std::string& address() const { return address_; }
   const std::string& metrics_address() const { return metrics_address_; }
+  /// Empty where there is no AdminService.
+  const std::string& admin_address() const { return admin_address_; }
 
-  /// Health turns NOT_SERVING, new generations are refused with UNAVAILABLE, running ones go on
-  /// until they finish or `deadline` passes; then those are cancelled, and everything stops. True
-  /// if nothing had to be cancelled.
-  bool Stop(absl::Time deadline);
+  /// Health turns NOT_SERVING, and for `grace` nothing else happens, so that load balancers stop
+  /// sending. Then new generations are refused with UNAVAILABLE, running ones go on until they
+  /// finish or `drain` has passed; then those are cancelled, and everything stops. True if nothing
+  /// had to be cancelled.
+  bool Stop(absl::Duration grace, absl::Duration drain);
+
+  /// Takes what has changed in the token file, and begins to load all models again.
+  void Reload();
 
   HealthMonitor& health() { return *health_; }
 
  private:
   Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metrics,
-         std::unique_ptr<ModelRegistry> models);
-  CallServices Services();
+         std::unique_ptr<ModelRegistry> models, std::unique_ptr<AccessControl> access);
+  using Interceptors =
+      std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>;
+  Interceptors MakeInterceptors();
+  CallServices Services(const ServerConfig& config);
   absl::Status Listen(const ServerConfig& config);
+  absl::Status ListenForAdmins(const ServerConfig& config,
+                               const std::shared_ptr<grpc::ServerCredentials>& credentials);
 
   // In the order of their making; what is below uses what is above.
   const std::unique_ptr<ServerMetrics> metrics_;
   GrpcMetrics grpc_metrics_;
   const std::unique_ptr<ModelRegistry> models_;
+  const std::unique_ptr<AccessControl> access_;
   LiveCalls live_calls_;
   DeliveryThread delivery_;
   std::unique_ptr<HealthMonitor> health_;
   GenerationService generation_service_;
   ModelService model_service_;
   KserveService kserve_service_;
+  std::unique_ptr<ModelManager> manager_;
+  std::unique_ptr<AdminService> admin_service_;
   UnknownMethodService unknown_method_service_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::unique_ptr<grpc::Server> grpc_;
+  std::unique_ptr<grpc::Server> admin_grpc_;  // null where there is no AdminService
+  std::unique_ptr<PeriodicThread> stall_watch_;
   std::string address_;
   std::string metrics_address_;
+  std::string admin_address_;
   bool stopped_ = false;
 };
 

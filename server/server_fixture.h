@@ -7,7 +7,9 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 #include <spdlog/sinks/null_sink.h>
+#include <unistd.h>
 
+#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -57,6 +59,20 @@ class ServerTest : public testing::Test {
     generation_ = v1::GenerationService::NewStub(channel_);
     models_ = v1::ModelService::NewStub(channel_);
     health_ = grpc::health::v1::Health::NewStub(channel_);
+  }
+
+  /// Serves anew, so.
+  void Restart(ServerConfig config) {
+    server_.reset();
+    Start(std::move(config));
+  }
+
+  /// The path of a file with this content.
+  static std::string WriteFile(const std::string& name, const std::string& content) {
+    const std::string path =
+        testing::TempDir() + "/server_test_" + std::to_string(getpid()) + "_" + name;
+    std::ofstream(path, std::ios::trunc) << content;
+    return path;
   }
 
   static v1::GenerateRequest Request(const std::string& prompt = "hey") {
@@ -122,6 +138,14 @@ class ServerTest : public testing::Test {
   std::unique_ptr<v1::ModelService::Stub> models_;
   std::unique_ptr<grpc::health::v1::Health::Stub> health_;
 };
+
+/// A client whose flow-control window does not grow: what it does not read stays with the server.
+inline std::shared_ptr<grpc::Channel> NarrowChannel(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1 << 16);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
 
 /// Every message of a stream, and its end.
 struct Streamed {

@@ -255,12 +255,7 @@ TEST_F(ServerTest, StreamSendsDeltasThenTheSummary) {
 // Nothing is read until everything is there: the flow-control window fills, and what follows is put
 // together.
 TEST_F(ServerTest, SlowReaderGetsEverythingInFewMessages) {
-  // A client whose window does not grow.
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1 << 16);
-  const auto stub = v1::GenerationService::NewStub(
-      grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments));
+  const auto stub = v1::GenerationService::NewStub(NarrowChannel(server_->address()));
   grpc::ClientContext context;
   const auto reader = stub->GenerateStream(&context, Request());
   const auto handle = alpha_->WaitForRequest(0);
@@ -540,8 +535,7 @@ TEST_F(ServerTest, StuckModelTurnsNotServingAndBack) {
 }
 
 TEST_F(ServerTest, WatchdogLooksByItself) {
-  server_.reset();
-  Start(ServerConfig{.stall = absl::Milliseconds(100)});
+  Restart(ServerConfig{.stall = absl::Milliseconds(100)});
   grpc::ClientContext context;
   grpc::health::v1::HealthCheckRequest request;
   request.set_service("alpha");
@@ -566,8 +560,9 @@ TEST_F(ServerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   grpc::ClientContext context;
   const auto reader = generation_->GenerateStream(&context, Request());
   const auto handle = alpha_->WaitForRequest(0);
-  auto stop =
-      std::async(std::launch::async, [this] { return server_->Stop(absl::InfiniteFuture()); });
+  auto stop = std::async(std::launch::async, [this] {
+    return server_->Stop(absl::ZeroDuration(), absl::InfiniteDuration());
+  });
   ASSERT_TRUE(watch->Read(&health));
   EXPECT_EQ(health.status(), HealthResponse::NOT_SERVING);
 
@@ -603,7 +598,7 @@ TEST_F(ServerTest, DrainCancelsAtItsDeadline) {
   const auto reader = generation_->GenerateStream(&context, Request());
   alpha_->WaitForRequest(0);
   auto read = std::async(std::launch::async, [&] { return ReadAll(reader.get()); });
-  EXPECT_FALSE(server_->Stop(absl::Now()));
+  EXPECT_FALSE(server_->Stop(absl::ZeroDuration(), absl::ZeroDuration()));
   const Streamed all = read.get();
   EXPECT_EQ(all.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   ASSERT_EQ(all.messages.size(), 1u);
@@ -677,8 +672,7 @@ TEST_F(ServerTest, ReflectionListsAndDescribesServices) {
 }
 
 TEST_F(ServerTest, ReflectionCanBeOff) {
-  server_.reset();
-  Start(ServerConfig{.reflection = false});
+  Restart(ServerConfig{.reflection = false});
   EXPECT_EQ(CallRaw(kReflectionMethod, std::string("\x3a\x00", 2)).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);
 }

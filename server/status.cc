@@ -117,6 +117,17 @@ absl::Status Refusal(const ErrorReason& reason, absl::string_view message) {
   return status;
 }
 
+absl::Status QuotaRefusal(const ErrorReason& reason, absl::string_view client,
+                          absl::string_view message) {
+  absl::Status status = Refusal(reason, message);
+  google::rpc::QuotaFailure failure;
+  auto* const violation = failure.add_violations();
+  violation->set_subject(WireText(absl::StrCat("client:", client), kMaxDescriptionBytes));
+  violation->set_description(WireText(message, kMaxDescriptionBytes));
+  SetPayload(failure, &status);
+  return status;
+}
+
 std::string ReasonOf(const absl::Status& status) {
   const auto payload = status.GetPayload(TypeUrl<google::rpc::ErrorInfo>());
   google::rpc::ErrorInfo info;

@@ -40,18 +40,32 @@ inline constexpr ErrorReason kModelNotFound = {"MODEL_NOT_FOUND", absl::StatusCo
 inline constexpr ErrorReason kOverloaded = {"OVERLOADED", absl::StatusCode::kResourceExhausted};
 inline constexpr ErrorReason kExceedsCapacity = {"EXCEEDS_CAPACITY",
                                                  absl::StatusCode::kResourceExhausted};
+inline constexpr ErrorReason kTooManyRequests = {"TOO_MANY_REQUESTS",
+                                                 absl::StatusCode::kResourceExhausted};
+inline constexpr ErrorReason kTokensUsedUp = {"TOKENS_USED_UP",
+                                              absl::StatusCode::kResourceExhausted};
+inline constexpr ErrorReason kTokenMissing = {"TOKEN_MISSING", absl::StatusCode::kUnauthenticated};
+inline constexpr ErrorReason kTokenUnknown = {"TOKEN_UNKNOWN", absl::StatusCode::kUnauthenticated};
+inline constexpr ErrorReason kAdminOnly = {"ADMIN_ONLY", absl::StatusCode::kPermissionDenied};
+inline constexpr ErrorReason kModelNotLoadable = {"MODEL_NOT_LOADABLE",
+                                                  absl::StatusCode::kFailedPrecondition};
+inline constexpr ErrorReason kLastModel = {"LAST_MODEL", absl::StatusCode::kFailedPrecondition};
+inline constexpr ErrorReason kLoadInProgress = {"LOAD_IN_PROGRESS", absl::StatusCode::kAborted};
 inline constexpr ErrorReason kDraining = {"SERVER_DRAINING", absl::StatusCode::kUnavailable};
 inline constexpr ErrorReason kMethodNotFound = {"METHOD_NOT_FOUND",
                                                 absl::StatusCode::kUnimplemented};
 inline constexpr ErrorReason kCancelled = {"REQUEST_CANCELLED", absl::StatusCode::kCancelled};
+inline constexpr ErrorReason kReaderStalled = {"READER_STALLED", absl::StatusCode::kCancelled};
 inline constexpr ErrorReason kDeadlineExceeded = {"DEADLINE_EXCEEDED",
                                                   absl::StatusCode::kDeadlineExceeded};
 inline constexpr ErrorReason kInternalError = {"INTERNAL_ERROR", absl::StatusCode::kInternal};
 
 /// All of them.
 inline constexpr ErrorReason kErrorReasons[] = {
-    kInvalidRequest, kMalformedRequest, kModelNotFound, kOverloaded,       kExceedsCapacity,
-    kDraining,       kMethodNotFound,   kCancelled,     kDeadlineExceeded, kInternalError};
+    kInvalidRequest,   kMalformedRequest, kModelNotFound,    kOverloaded,   kExceedsCapacity,
+    kTooManyRequests,  kTokensUsedUp,     kTokenMissing,     kTokenUnknown, kAdminOnly,
+    kModelNotLoadable, kLastModel,        kLoadInProgress,   kDraining,     kMethodNotFound,
+    kCancelled,        kReaderStalled,    kDeadlineExceeded, kInternalError};
 
 /// Collects everything that is wrong in a request, so that its sender can mend it in one go. Only
 /// the first kMaxListed go over the wire: all of them together must fit into the trailing metadata
@@ -82,6 +96,10 @@ absl::Status ModelNotFound(absl::string_view name);
 
 /// A refusal of that reason: its code, its google.rpc.ErrorInfo, and a message for people.
 absl::Status Refusal(const ErrorReason& reason, absl::string_view message);
+
+/// A refusal because of the quota of a client.
+absl::Status QuotaRefusal(const ErrorReason& reason, absl::string_view client,
+                          absl::string_view message);
 
 /// The reason that goes over the wire with `status`, which is not OK.
 std::string ReasonOf(const absl::Status& status);

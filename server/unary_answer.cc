@@ -8,12 +8,22 @@
 
 namespace firesteel::server {
 
-grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
+absl::Status CheckCaller(const grpc::ServerContextBase& context, AccessControl* access,
+                         Audience audience) {
+  if (audience == Audience::kAnybody) return absl::OkStatus();
+  const auto caller = access->Authenticate(context);
+  if (!caller.ok()) return caller.status();
+  return audience == Audience::kAdmins ? CheckAdmin(*caller) : absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context, AccessControl* access,
+                                      Audience audience,
                                       const std::function<absl::Status()>& handle) {
   const CallMetadata metadata = ReadCallMetadata(*context);
   absl::Status status;
   try {
-    status = handle();
+    status = CheckCaller(*context, access, audience);
+    if (status.ok()) status = handle();
   } catch (const std::exception& e) {
     Log(LogLevel::kError, "request handling threw",
         {{"request_id", metadata.request_id}, {"error", e.what()}});

@@ -6,16 +6,26 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <cstdint>
 #include <functional>
 
 #include "absl/status/status.h"
+#include "server/access_control.h"
 
 namespace firesteel::server {
 
-/// Runs `handle`, which checks the request, fills the response and says how that went, and ends the
-/// call with what it says. The request id is echoed. What `handle` throws is an error of this call
-/// only.
-grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
+/// Whom a method answers.
+enum class Audience : uint8_t { kAnybody, kClients, kAdmins };
+
+/// Asks who calls, and whether they may.
+absl::Status CheckCaller(const grpc::ServerContextBase& context, AccessControl* access,
+                         Audience audience);
+
+/// Checks the caller. Then runs `handle`, which checks the request, fills the response and says how
+/// that went, and ends the call with what it says. The request id is echoed. What `handle` throws
+/// is an error of this call only.
+grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context, AccessControl* access,
+                                      Audience audience,
                                       const std::function<absl::Status()>& handle);
 
 }  // namespace firesteel::server
