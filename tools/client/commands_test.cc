@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -25,10 +26,12 @@
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
+#include "tools/client/chat.h"
 #include "tools/client/generate.h"
 #include "tools/client/health.h"
 #include "tools/client/info.h"
 #include "tools/client/interrupt.h"
+#include "tools/client/tokenize.h"
 
 namespace firesteel::client {
 namespace {
@@ -80,8 +83,39 @@ class FakeGeneration final : public v1::GenerationService::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status Tokenize(grpc::ServerContext*, const v1::TokenizeRequest* request,
+                        v1::TokenizeResponse* response) override {
+    if (request->add_bos()) response->add_tokens()->set_token_id(2);
+    v1::Token& token = *response->add_tokens();
+    token.set_token_id(17);
+    token.set_text(" " + request->text());
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Detokenize(grpc::ServerContext*, const v1::DetokenizeRequest* request,
+                          v1::DetokenizeResponse* response) override {
+    response->set_text(absl::StrCat(request->token_ids_size(), " tokens"));
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Score(grpc::ServerContext* context, const v1::ScoreRequest* request,
+                     v1::ScoreResponse* response) override {
+    const auto& metadata = context->client_metadata();
+    if (const auto token = metadata.find("authorization"); token != metadata.end()) {
+      last_authorization.assign(token->second.data(), token->second.size());
+    }
+    response->add_tokens()->set_token_id(2);
+    for (const char* word : {"one", "two"}) {
+      v1::ScoredToken& token = *response->add_tokens();
+      token.set_text(request->prompt().empty() ? "id" : word);
+      token.set_logprob(-0.5f);
+    }
+    return grpc::Status::OK;
+  }
+
   v1::GenerateRequest last_request;
   std::string last_request_id;
+  std::string last_authorization;
   absl::Notification saw_cancel;
 
  private:
@@ -154,6 +188,9 @@ class CommandsTest : public ::testing::Test {
     CLI::App app;
     app.require_subcommand(1);
     AddGenerateCommand(app, console, &interrupt_, exit_status);
+    AddChatCommand(app, console, &interrupt_, exit_status);
+    AddTokenizeCommand(app, console, &interrupt_, exit_status);
+    AddScoreCommand(app, console, &interrupt_, exit_status);
     AddInfoCommand(app, console, &interrupt_, exit_status);
     AddHealthCommand(app, console, &interrupt_, exit_status);
     try {
@@ -227,6 +264,87 @@ TEST_F(CommandsTest, GenerateSendsEveryOption) {
   EXPECT_EQ(generation_.last_request_id, "abc");
 }
 
+TEST_F(CommandsTest, GenerateSendsPenaltiesAndOutputs) {
+  EXPECT_EQ(Run({"generate",
+                 "--repetition-penalty",
+                 "1.5",
+                 "--presence-penalty",
+                 "-1",
+                 "--frequency-penalty",
+                 "0.5",
+                 "--logit-bias",
+                 "7=-100",
+                 "--logit-bias",
+                 "8=2.5",
+                 "--n",
+                 "2",
+                 "--logprobs",
+                 "0",
+                 "--echo",
+                 "--min-tokens",
+                 "3",
+                 "--priority",
+                 "-2",
+                 "x"}),
+            kSucceeded)
+      << err_.str();
+  const v1::GenerateRequest& request = generation_.last_request;
+  EXPECT_EQ(request.sampling().repetition_penalty(), 1.5f);
+  EXPECT_EQ(request.sampling().presence_penalty(), -1);
+  EXPECT_EQ(request.sampling().frequency_penalty(), 0.5f);
+  EXPECT_EQ(request.sampling().logit_bias().at(7), -100);
+  EXPECT_EQ(request.sampling().logit_bias().at(8), 2.5f);
+  EXPECT_EQ(request.n(), 2u);
+  EXPECT_TRUE(request.output().has_logprobs());
+  EXPECT_TRUE(request.output().echo());
+  EXPECT_EQ(request.stopping().min_tokens(), 3u);
+  EXPECT_EQ(request.priority(), -2);
+}
+
+TEST_F(CommandsTest, TokenizeShowsTokensOrTheirText) {
+  EXPECT_EQ(Run({"tokenize", "cat"}), kSucceeded) << err_.str();
+  EXPECT_EQ(out_.str(), "       2  \"\"\n      17  \" cat\"\n");
+  EXPECT_EQ(err_.str(), "[2 tokens]\n");
+  out_.str("");
+  EXPECT_EQ(Run({"tokenize", "--no-bos", "--json", "cat"}), kSucceeded);
+  EXPECT_THAT(out_.str(), HasSubstr(R"("token_id":17)"));
+  out_.str("");
+  EXPECT_EQ(Run({"tokenize", "--token-ids", "5 6,7"}), kSucceeded);
+  EXPECT_EQ(out_.str(), "3 tokens\n");
+}
+
+TEST_F(CommandsTest, ScoreAddsUp) {
+  EXPECT_EQ(Run({"score", "one two"}), kSucceeded) << err_.str();
+  EXPECT_THAT(out_.str(), HasSubstr("         -  \"\"\n"));
+  EXPECT_THAT(out_.str(), HasSubstr("   -0.5000  \"two\"\n"));
+  EXPECT_EQ(err_.str(), "[2 tokens, log-likelihood -1.0000, perplexity 1.6487]\n");
+  EXPECT_EQ(generation_.last_authorization, "");
+}
+
+TEST_F(CommandsTest, TokenComesFromAFile) {
+  const std::string path = absl::StrCat(::testing::TempDir(), "/token_", getpid());
+  std::ofstream(path) << "secret\n";
+  EXPECT_EQ(Run({"score", "--token-file", path, "x"}), kSucceeded) << err_.str();
+  EXPECT_EQ(generation_.last_authorization, "Bearer secret");
+  unlink(path.c_str());
+  EXPECT_EQ(Run({"score", "--token-file", path, "x"}), kUsage);
+}
+
+TEST_F(CommandsTest, ChatRemembersWhatWasSaid) {
+  in_.str("Hello\n\nWho?\n");
+  EXPECT_EQ(Run({"chat", "--system", "Be kind."}), kSucceeded) << err_.str();
+  EXPECT_EQ(out_.str(), "Once upon\nOnce upon\n");
+  EXPECT_EQ(generation_.last_request.prompt(),
+            "User: Be kind.\nHello\nAssistant:Once upon\nUser: Who?\nAssistant:");
+  EXPECT_THAT(generation_.last_request.stopping().stop(), ElementsAre("\nUser:"));
+  in_.clear();
+  in_.str("Hi\n");
+  EXPECT_EQ(Run({"chat", "--template", "gemma", "--max-tokens", "5"}), kSucceeded);
+  EXPECT_EQ(generation_.last_request.prompt(),
+            "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n");
+  EXPECT_EQ(generation_.last_request.max_tokens(), 5u);
+}
+
 TEST_F(CommandsTest, GenerateTakesAndShowsTokenIds) {
   EXPECT_EQ(Run({"generate", "--token-ids", "2, 17,5"}), kSucceeded);
   EXPECT_THAT(generation_.last_request.token_ids().ids(), ElementsAre(2u, 17u, 5u));
@@ -289,6 +407,12 @@ TEST_F(CommandsTest, UsageErrorsSendNothing) {
                                              {"generate", "--deadline", "-3s", "x"},
                                              {"generate", "--token-ids", "2,x"},
                                              {"generate", "--token-ids", "-1"},
+                                             {"generate", "--logit-bias", "7", "x"},
+                                             {"generate", "--logit-bias", "x=1", "x"},
+                                             {"generate", "--tls-cert", "/etc/hostname", "x"},
+                                             {"generate", "--tls-ca", "/no/such/file", "x"},
+                                             {"chat", "--template", "none"},
+                                             {"tokenize", "--token-ids", "x"},
                                              {"generate", "--unknown", "x"},
                                              {"generate", "two", "prompts"},
                                              {"info", "surplus"}}) {

@@ -18,10 +18,16 @@ struct ConnectionOptions {
   std::string address = "127.0.0.1:50051";  // HOST:PORT
   absl::Duration deadline = absl::InfiniteDuration();
   std::string request_id;  // x-request-id; empty: the server makes one up
+  bool tls = false;
+  // Contents of PEM files. Without an authority the system's own are trusted.
+  std::string tls_ca;
+  std::string tls_cert;
+  std::string tls_key;
+  std::string token;  // sent as a bearer token; empty: none
 };
 
-/// Adds --address, --deadline and --request-id to a command; `options` holds the defaults and
-/// outlives the parse.
+/// Adds --address, --deadline, --request-id, TLS and --token-file to a command; `options` holds the
+/// defaults and outlives the parse. Files are read by the parse, which fails where one can't be.
 void AddConnectionOptions(CLI::App& command, ConnectionOptions& options);
 
 /// A channel to the server. Does not wait: a server that is not there fails the call.

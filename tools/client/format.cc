@@ -109,6 +109,19 @@ std::string FormatSummary(const v1::Usage& usage, const v1::Timings& timings,
   return absl::StrCat("[", absl::StrJoin(parts, " | "), "]");
 }
 
+std::string FormatLogprob(const v1::TokenLogprob& token) {
+  const auto quoted = [](const std::string& text) {
+    return absl::StrCat("\"", absl::Utf8SafeCEscape(text), "\"");
+  };
+  std::string line = absl::StrFormat(
+      "%10s  %s", token.has_logprob() ? absl::StrFormat("%.4f", token.logprob()) : "-",
+      quoted(token.text()));
+  for (const v1::TokenAlternative& other : token.alternatives()) {
+    absl::StrAppendFormat(&line, "  |  %.4f %s", other.logprob(), quoted(other.text()));
+  }
+  return line;
+}
+
 std::string FormatServerInfo(const v1::GetServerInfoResponse& info) {
   std::string text = absl::StrCat("firesteel-server ", info.version(), ", ", info.threads(),
                                   info.threads() == 1 ? " thread" : " threads", ", SIMD target ",

@@ -37,6 +37,9 @@ std::string FormatSummary(const v1::Usage& usage, const v1::Timings& timings,
                           const v1::Sparsity& sparsity, const v1::Sequence& last,
                           absl::Duration first_text);
 
+/// One line: the token's log-probability and text, then those of its alternatives.
+std::string FormatLogprob(const v1::TokenLogprob& token);
+
 /// The server's answer as a few lines.
 std::string FormatServerInfo(const v1::GetServerInfoResponse& info);
 

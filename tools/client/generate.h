@@ -27,8 +27,17 @@ struct GenerateOptions {
   std::optional<uint32_t> top_k;
   std::optional<float> top_p;
   std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+  std::optional<float> presence_penalty;
+  std::optional<float> frequency_penalty;
+  std::vector<std::string> logit_bias;  // TOKEN_ID=BIAS
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
+  std::optional<uint32_t> n;
+  std::optional<uint32_t> logprobs;
+  std::optional<uint32_t> min_tokens;
+  std::optional<int32_t> priority;
+  bool echo = false;
   bool token_ids = false;  // the prompt is token ids, and token ids are shown beside the text
   bool ignore_eos = false;
   bool stream = true;
@@ -38,8 +47,11 @@ struct GenerateOptions {
 /// Adds the command; its callback stores the exit status. All references outlive the parse.
 void AddGenerateCommand(CLI::App& app, Console& console, Interrupt* interrupt, int& exit_status);
 
-/// The request that the options ask for; `prompt` is the text itself by now. Error: token ids that
-/// are none.
+/// Adds those of its options that also `chat` has: model, lengths and how tokens are drawn.
+void AddSamplingOptions(CLI::App& command, GenerateOptions& options);
+
+/// The request that the options ask for; `prompt` is the text itself by now. Error: token ids or
+/// biases that are none.
 absl::StatusOr<v1::GenerateRequest> BuildRequest(const GenerateOptions& options,
                                                  const std::string& prompt);
 

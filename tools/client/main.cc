@@ -5,12 +5,14 @@
 #include <iostream>
 
 #include "CLI/CLI.hpp"
+#include "tools/client/chat.h"
 #include "tools/client/console.h"
 #include "tools/client/generate.h"
 #include "tools/client/health.h"
 #include "tools/client/info.h"
 #include "tools/client/interrupt.h"
 #include "tools/client/load.h"
+#include "tools/client/tokenize.h"
 
 int main(int argc, char** argv) {
   using namespace firesteel::client;  // NOLINT(google-build-using-namespace): only here
@@ -22,6 +24,9 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", FIRESTEEL_VERSION);
   AddGenerateCommand(app, console, &interrupt, exit_status);
+  AddChatCommand(app, console, &interrupt, exit_status);
+  AddTokenizeCommand(app, console, &interrupt, exit_status);
+  AddScoreCommand(app, console, &interrupt, exit_status);
   AddInfoCommand(app, console, &interrupt, exit_status);
   AddHealthCommand(app, console, &interrupt, exit_status);
   AddLoadCommand(app, console, &interrupt, exit_status);
