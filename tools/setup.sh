@@ -19,11 +19,12 @@ BUILD_PACKAGES=(
   make cmake ninja-build ccache pkg-config
   libhwy-dev                                                         # SIMD kernels
   libdnnl-dev                                                        # oneDNN: prefill on matrix units
-  libprotobuf-dev protobuf-compiler libgrpc++-dev protobuf-compiler-grpc libabsl-dev zlib1g-dev libcivetweb-dev
+  libprotobuf-dev protobuf-compiler libgrpc++-dev protobuf-compiler-grpc libabsl-dev zlib1g-dev libssl-dev libcivetweb-dev
   libsentencepiece-dev nlohmann-json3-dev                            # model folders
   libxxhash-dev                                                      # packed files: checksums
   libspdlog-dev libyaml-cpp-dev libcli11-dev prometheus-cpp-dev      # server
   libgtest-dev libgmock-dev libbenchmark-dev                         # tests and benchmarks
+  python3-grpcio python3-protobuf openssl                            # tests: a foreign client, certificates
 )
 LINT_PACKAGES=(clang-format-19 clang-tidy-19)
 
