@@ -58,7 +58,7 @@ class CountingSink final : public GenerationSink {
 }  // namespace
 
 absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
-                                   std::shared_ptr<const ModelWeights> weights,
+                                   const std::shared_ptr<const ModelWeights>& weights,
                                    const EngineOptions& options, size_t threads, Intake intake,
                                    const Objectives& objectives) {
   WorkerPool pool(threads);
@@ -93,8 +93,8 @@ absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
   return outcome;
 }
 
-StepCost MeasureCost(std::shared_ptr<const ModelWeights> weights, const EngineOptions& options,
-                     size_t threads) {
+StepCost MeasureCost(const std::shared_ptr<const ModelWeights>& weights,
+                     const EngineOptions& options, size_t threads) {
   const ModelConfig& config = weights->config;
   const size_t context = std::min<size_t>(config.max_position_embeddings, 1024);
   const size_t batch = options.max_batch_size;

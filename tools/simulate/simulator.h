@@ -34,13 +34,13 @@ absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCo
 
 /// The same trace through the engine and a model, in real time.
 absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
-                                   std::shared_ptr<const ModelWeights> weights,
+                                   const std::shared_ptr<const ModelWeights>& weights,
                                    const EngineOptions& options, size_t threads, Intake intake,
                                    const Objectives& objectives);
 
 /// Measures steps of a model, prompts and decodes at several lengths, and fits a cost to them.
-StepCost MeasureCost(std::shared_ptr<const ModelWeights> weights, const EngineOptions& options,
-                     size_t threads);
+StepCost MeasureCost(const std::shared_ptr<const ModelWeights>& weights,
+                     const EngineOptions& options, size_t threads);
 
 }  // namespace firesteel::simulate
 
