@@ -40,7 +40,8 @@ void Append(std::vector<T> from, std::vector<T>* to) {
 
 absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
     const ModelRegistry& models, const std::string& model_name, const Translate& translate,
-    const CallMetadata& metadata, const Caller& caller, std::shared_ptr<OutputListener> listener) {
+    const CallMetadata& metadata, const Caller& caller,
+    const std::shared_ptr<OutputListener>& listener) {
   for (int attempt = 1;; ++attempt) {
     auto model = models.Find(model_name);
     if (!model.ok()) return model.status();

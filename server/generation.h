@@ -51,7 +51,8 @@ class Generation final : public GenerationSink {
   /// this returns.
   static absl::StatusOr<std::shared_ptr<Generation>> Start(
       const ModelRegistry& models, const std::string& model_name, const Translate& translate,
-      const CallMetadata& metadata, const Caller& caller, std::shared_ptr<OutputListener> listener);
+      const CallMetadata& metadata, const Caller& caller,
+      const std::shared_ptr<OutputListener>& listener);
 
   Generation(std::shared_ptr<const ServedModel> model, const TranslatedRequest& request,
              absl::Time deadline, std::unique_ptr<Quota::Lease> quota,
