@@ -21,11 +21,9 @@ constexpr const char* kCodeNames[kNumCodes] = {
     "Aborted",  "OutOfRange",     "Unimplemented",    "Internal",          "Unavailable",
     "DataLoss", "Unauthenticated"};
 
-const prometheus::Histogram::BucketBoundaries& Bounds() {
-  static const auto* const bounds = new prometheus::Histogram::BucketBoundaries{
-      0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60};
-  return *bounds;
-}
+constexpr char kStarted[] = "grpc_server_started_total";
+constexpr char kHandled[] = "grpc_server_handled_total";
+constexpr char kHandling[] = "grpc_server_handling_seconds";
 
 }  // namespace
 
@@ -60,7 +58,8 @@ class GrpcMetrics::Method {
       prometheus::Labels labels = labels_;
       labels["grpc_code"] = kCodeNames[code];
       series.handled = &metrics_->handled_.Add(labels);
-      series.handling = &metrics_->handling_.Add(labels, Bounds());
+      series.handling = &metrics_->handling_.Add(
+          labels, BoundsOf(DescribeMetric(kHandling), *metrics_->buckets_));
     }
     return series;
   }
@@ -122,18 +121,19 @@ class Factory final : public grpc::experimental::ServerInterceptorFactoryInterfa
 
 }  // namespace
 
-GrpcMetrics::GrpcMetrics(prometheus::Registry* registry)
-    : started_(prometheus::BuildCounter()
-                   .Name("grpc_server_started_total")
-                   .Help("Calls that were begun.")
+GrpcMetrics::GrpcMetrics(prometheus::Registry* registry, const MetricBuckets* buckets)
+    : buckets_(buckets),
+      started_(prometheus::BuildCounter()
+                   .Name(kStarted)
+                   .Help(DescribeMetric(kStarted).help)
                    .Register(*registry)),
       handled_(prometheus::BuildCounter()
-                   .Name("grpc_server_handled_total")
-                   .Help("Calls that have ended, by code.")
+                   .Name(kHandled)
+                   .Help(DescribeMetric(kHandled).help)
                    .Register(*registry)),
       handling_(prometheus::BuildHistogram()
-                    .Name("grpc_server_handling_seconds")
-                    .Help("Duration of calls, by code.")
+                    .Name(kHandling)
+                    .Help(DescribeMetric(kHandling).help)
                     .Register(*registry)) {}
 
 GrpcMetrics::~GrpcMetrics() = default;

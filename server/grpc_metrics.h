@@ -18,6 +18,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "server/metric_table.h"
 
 namespace firesteel::server {
 
@@ -27,8 +28,8 @@ namespace firesteel::server {
 /// are added.
 class GrpcMetrics {
  public:
-  /// `registry` outlives it.
-  explicit GrpcMetrics(prometheus::Registry* registry);
+  /// Both outlive it.
+  GrpcMetrics(prometheus::Registry* registry, const MetricBuckets* buckets);
   ~GrpcMetrics();
   GrpcMetrics(const GrpcMetrics&) = delete;
   GrpcMetrics& operator=(const GrpcMetrics&) = delete;
@@ -42,6 +43,7 @@ class GrpcMetrics {
 
  private:
   friend class Method;
+  const MetricBuckets* const buckets_;
   prometheus::Family<prometheus::Counter>& started_;
   prometheus::Family<prometheus::Counter>& handled_;
   prometheus::Family<prometheus::Histogram>& handling_;

@@ -15,42 +15,29 @@ using prometheus::Gauge;
 using prometheus::Histogram;
 using prometheus::Labels;
 using prometheus::Registry;
-using Bounds = std::vector<double>;
-
-// From half a millisecond (a step of a small model) to a minute (a long answer), about three a
-// decade.
-const Bounds& LatencyBounds() {
-  static const auto* const bounds =
-      new Bounds{0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60};
-  return *bounds;
-}
-
-// Fractions; finest around the 8% that a Spark model aims at. All of them print as they stand here.
-const Bounds& FractionBounds() {
-  static const auto* const bounds = new Bounds{0.02, 0.04, 0.05, 0.06, 0.065, 0.075, 0.08, 0.09,
-                                               0.1,  0.12, 0.15, 0.2,  0.3,   0.5,   0.75, 1};
-  return *bounds;
-}
-
-// Counts of tokens, positions and sequences.
-const Bounds& CountBounds() {
-  static const auto* const bounds =
-      new Bounds{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
-  return *bounds;
-}
 
 // How many rows the realised top-k is averaged over, exponentially.
 constexpr double kTopKWindowRows = 1024;
 
-Family<Counter>& MakeCounter(Registry& registry, const char* name, const char* help) {
-  return BuildCounter().Name(name).Help(help).Register(registry);
+Family<Counter>& MakeCounter(Registry& registry, const char* name) {
+  return BuildCounter().Name(name).Help(DescribeMetric(name).help).Register(registry);
 }
-Family<Gauge>& MakeGauge(Registry& registry, const char* name, const char* help) {
-  return BuildGauge().Name(name).Help(help).Register(registry);
+Family<Gauge>& MakeGauge(Registry& registry, const char* name) {
+  return BuildGauge().Name(name).Help(DescribeMetric(name).help).Register(registry);
 }
-Family<Histogram>& MakeHistogram(Registry& registry, const char* name, const char* help) {
-  return BuildHistogram().Name(name).Help(help).Register(registry);
-}
+
+/// A family of histograms and the bounds that all of them have.
+struct Histograms {
+  Histograms(Registry& registry, const MetricBuckets& buckets, const char* name)
+      : family(BuildHistogram().Name(name).Help(DescribeMetric(name).help).Register(registry)),
+        bounds(BoundsOf(DescribeMetric(name), buckets)) {}
+
+  Histogram& Add(const Labels& labels) const { return family.Add(labels, bounds); }
+  HistogramBatch AddBatch(const Labels& labels) const { return {&Add(labels), bounds}; }
+
+  Family<Histogram>& family;
+  const std::vector<double>& bounds;
+};
 
 }  // namespace
 
@@ -80,66 +67,39 @@ void HistogramBatch::Flush() {
 }
 
 struct ServerMetrics::Families {
-  explicit Families(Registry& r)
-      : requests_running(MakeGauge(r, "firesteel_requests_running",
-                                   "Requests in the batch, prefilling or decoding.")),
-        requests_waiting(
-            MakeGauge(r, "firesteel_requests_waiting", "Requests in the queue, not yet begun.")),
-        kv_usage(MakeGauge(r, "firesteel_kv_cache_usage_ratio",
-                           "Used part of the KV cache, from 0 to 1.")),
-        kv_capacity(MakeGauge(r, "firesteel_kv_cache_capacity_tokens",
-                              "Positions that the KV cache holds, of all sequences together.")),
-        build_info(MakeGauge(r, "firesteel_build_info",
-                             "Always 1; its labels say what runs: version, SIMD target, weights.")),
-        requests(MakeCounter(r, "firesteel_requests_total",
-                             "Requests that were admitted and have ended, by finish reason.")),
-        rejections(MakeCounter(r, "firesteel_admission_rejections_total",
-                               "Requests refused before any work, by reason.")),
-        prompt_tokens(MakeCounter(r, "firesteel_prompt_tokens_total", "Prompt tokens computed.")),
-        generation_tokens(MakeCounter(r, "firesteel_generation_tokens_total", "Tokens generated.")),
-        flops(MakeCounter(r, "firesteel_flops_total",
-                          "FLOPs of the model: performed, and skipped thanks to sparsity.")),
-        weight_bytes(
-            MakeCounter(r, "firesteel_weight_bytes_total",
-                        "Bytes of weights of all steps: read, and skipped thanks to sparsity.")),
-        ttft(MakeHistogram(r, "firesteel_time_to_first_token_seconds",
-                           "From a request's arrival to its first token.")),
-        itl(MakeHistogram(r, "firesteel_inter_token_latency_seconds",
-                          "From one token of a sequence to its next.")),
-        tpot(MakeHistogram(r, "firesteel_time_per_output_token_seconds",
-                           "Mean time between a request's tokens, the first one left out.")),
-        e2e(MakeHistogram(r, "firesteel_e2e_request_latency_seconds",
-                          "From a request's arrival to its end.")),
-        queue_time(MakeHistogram(r, "firesteel_request_queue_time_seconds",
-                                 "From a request's arrival until it joined the batch.")),
-        prefill_time(MakeHistogram(r, "firesteel_request_prefill_time_seconds",
-                                   "From joining the batch until the prompt was computed.")),
-        decode_time(MakeHistogram(r, "firesteel_request_decode_time_seconds",
-                                  "From a request's first token to its end.")),
-        prompt_length(
-            MakeHistogram(r, "firesteel_request_prompt_tokens", "Prompt tokens of a request.")),
-        generation_length(MakeHistogram(r, "firesteel_request_generation_tokens",
-                                        "Generated tokens of a request.")),
-        batch_size(MakeHistogram(r, "firesteel_batch_size", "Sequences in a step.")),
-        iteration_tokens(MakeHistogram(r, "firesteel_iteration_tokens",
-                                       "Tokens computed in a step, prefill and decode.")),
-        step_duration(
-            MakeHistogram(r, "firesteel_step_duration_seconds", "Duration of a step, by phase.")),
-        ffn_active(MakeHistogram(r, "firesteel_ffn_active_fraction",
-                                 "Active neurons of a layer for one token, of all its neurons.")),
-        ffn_union(MakeHistogram(
-            r, "firesteel_ffn_batch_union_fraction",
-            "Neurons of a layer that at least one token of a step needed, of all its neurons.")),
-        attended_fraction(
-            MakeHistogram(r, "firesteel_attention_attended_fraction",
-                          "Positions that the heads of a layer attended to for one token, of those "
-                          "they could see.")),
-        attended_positions(MakeHistogram(
-            r, "firesteel_attention_attended_positions",
-            "Positions that a head of a layer attended to for one token, mean of its heads.")),
-        topk_ratio(MakeGauge(r, "firesteel_ffn_topk_ratio",
-                             "Active neurons of a layer over its target k, mean of about the last "
-                             "1024 tokens; drifts from 1 where scores are not Gaussian.")) {}
+  Families(Registry& r, const MetricBuckets& b)
+      : requests_running(MakeGauge(r, "firesteel_requests_running")),
+        requests_waiting(MakeGauge(r, "firesteel_requests_waiting")),
+        kv_usage(MakeGauge(r, "firesteel_kv_cache_usage_ratio")),
+        kv_capacity(MakeGauge(r, "firesteel_kv_cache_capacity_tokens")),
+        build_info(MakeGauge(r, "firesteel_build_info")),
+        requests(MakeCounter(r, "firesteel_requests_total")),
+        rejections(MakeCounter(r, "firesteel_admission_rejections_total")),
+        prompt_tokens(MakeCounter(r, "firesteel_prompt_tokens_total")),
+        generation_tokens(MakeCounter(r, "firesteel_generation_tokens_total")),
+        flops(MakeCounter(r, "firesteel_flops_total")),
+        weight_bytes(MakeCounter(r, "firesteel_weight_bytes_total")),
+        ttft(r, b, "firesteel_time_to_first_token_seconds"),
+        itl(r, b, "firesteel_inter_token_latency_seconds"),
+        tpot(r, b, "firesteel_time_per_output_token_seconds"),
+        e2e(r, b, "firesteel_e2e_request_latency_seconds"),
+        queue_time(r, b, "firesteel_request_queue_time_seconds"),
+        prefill_time(r, b, "firesteel_request_prefill_time_seconds"),
+        decode_time(r, b, "firesteel_request_decode_time_seconds"),
+        prompt_length(r, b, "firesteel_request_prompt_tokens"),
+        generation_length(r, b, "firesteel_request_generation_tokens"),
+        batch_size(r, b, "firesteel_batch_size"),
+        iteration_tokens(r, b, "firesteel_iteration_tokens"),
+        step_duration(r, b, "firesteel_step_duration_seconds"),
+        ffn_active(r, b, "firesteel_ffn_active_fraction"),
+        ffn_union(r, b, "firesteel_ffn_batch_union_fraction"),
+        attended_fraction(r, b, "firesteel_attention_attended_fraction"),
+        attended_positions(r, b, "firesteel_attention_attended_positions"),
+        topk_ratio(MakeGauge(r, "firesteel_ffn_topk_ratio")),
+        preemptions(MakeCounter(r, "firesteel_preemptions_total")),
+        prompt_tokens_cached(MakeCounter(r, "firesteel_prompt_tokens_cached_total")),
+        prefix_queries(MakeCounter(r, "firesteel_prefix_cache_queries_total")),
+        prefix_hits(MakeCounter(r, "firesteel_prefix_cache_hits_total")) {}
 
   Family<Gauge>& requests_running;
   Family<Gauge>& requests_waiting;
@@ -152,27 +112,33 @@ struct ServerMetrics::Families {
   Family<Counter>& generation_tokens;
   Family<Counter>& flops;
   Family<Counter>& weight_bytes;
-  Family<Histogram>& ttft;
-  Family<Histogram>& itl;
-  Family<Histogram>& tpot;
-  Family<Histogram>& e2e;
-  Family<Histogram>& queue_time;
-  Family<Histogram>& prefill_time;
-  Family<Histogram>& decode_time;
-  Family<Histogram>& prompt_length;
-  Family<Histogram>& generation_length;
-  Family<Histogram>& batch_size;
-  Family<Histogram>& iteration_tokens;
-  Family<Histogram>& step_duration;
-  Family<Histogram>& ffn_active;
-  Family<Histogram>& ffn_union;
-  Family<Histogram>& attended_fraction;
-  Family<Histogram>& attended_positions;
+  const Histograms ttft;
+  const Histograms itl;
+  const Histograms tpot;
+  const Histograms e2e;
+  const Histograms queue_time;
+  const Histograms prefill_time;
+  const Histograms decode_time;
+  const Histograms prompt_length;
+  const Histograms generation_length;
+  const Histograms batch_size;
+  const Histograms iteration_tokens;
+  const Histograms step_duration;
+  const Histograms ffn_active;
+  const Histograms ffn_union;
+  const Histograms attended_fraction;
+  const Histograms attended_positions;
   Family<Gauge>& topk_ratio;
+  Family<Counter>& preemptions;
+  Family<Counter>& prompt_tokens_cached;
+  Family<Counter>& prefix_queries;
+  Family<Counter>& prefix_hits;
 };
 
-ServerMetrics::ServerMetrics()
-    : registry_(std::make_shared<Registry>()), families_(std::make_unique<Families>(*registry_)) {}
+ServerMetrics::ServerMetrics(const MetricBuckets& buckets)
+    : buckets_(buckets),
+      registry_(std::make_shared<Registry>()),
+      families_(std::make_unique<Families>(*registry_, buckets_)) {}
 
 ServerMetrics::~ServerMetrics() = default;
 
@@ -202,23 +168,26 @@ EngineMetrics::EngineMetrics(ServerMetrics::Families& families, const std::strin
       kv_usage_(families.kv_usage.Add({{"model_name", model_name}})),
       kv_capacity_(families.kv_capacity.Add({{"model_name", model_name}})),
       prompt_tokens_(families.prompt_tokens.Add({{"model_name", model_name}})),
+      preemptions_(families.preemptions.Add({{"model_name", model_name}})),
+      prompt_tokens_cached_(families.prompt_tokens_cached.Add({{"model_name", model_name}})),
+      prefix_queries_(families.prefix_queries.Add({{"model_name", model_name}})),
+      prefix_hits_(families.prefix_hits.Add({{"model_name", model_name}})),
       generation_tokens_(families.generation_tokens.Add({{"model_name", model_name}})),
       flops_performed_(families.flops.Add({{"model_name", model_name}, {"kind", "performed"}})),
       flops_skipped_(families.flops.Add({{"model_name", model_name}, {"kind", "skipped"}})),
       bytes_read_(families.weight_bytes.Add({{"model_name", model_name}, {"kind", "read"}})),
       bytes_skipped_(families.weight_bytes.Add({{"model_name", model_name}, {"kind", "skipped"}})),
-      tpot_(families.tpot.Add({{"model_name", model_name}}, LatencyBounds())),
-      e2e_(families.e2e.Add({{"model_name", model_name}}, LatencyBounds())),
-      queue_time_(families.queue_time.Add({{"model_name", model_name}}, LatencyBounds())),
-      prefill_time_(families.prefill_time.Add({{"model_name", model_name}}, LatencyBounds())),
-      decode_time_(families.decode_time.Add({{"model_name", model_name}}, LatencyBounds())),
-      prompt_length_(families.prompt_length.Add({{"model_name", model_name}}, CountBounds())),
-      generation_length_(
-          families.generation_length.Add({{"model_name", model_name}}, CountBounds())),
-      batch_size_(families.batch_size.Add({{"model_name", model_name}}, CountBounds())),
-      iteration_tokens_(families.iteration_tokens.Add({{"model_name", model_name}}, CountBounds())),
-      ttft_(&families.ttft.Add({{"model_name", model_name}}, LatencyBounds()), LatencyBounds()),
-      itl_(&families.itl.Add({{"model_name", model_name}}, LatencyBounds()), LatencyBounds()) {
+      tpot_(families.tpot.Add({{"model_name", model_name}})),
+      e2e_(families.e2e.Add({{"model_name", model_name}})),
+      queue_time_(families.queue_time.Add({{"model_name", model_name}})),
+      prefill_time_(families.prefill_time.Add({{"model_name", model_name}})),
+      decode_time_(families.decode_time.Add({{"model_name", model_name}})),
+      prompt_length_(families.prompt_length.Add({{"model_name", model_name}})),
+      generation_length_(families.generation_length.Add({{"model_name", model_name}})),
+      batch_size_(families.batch_size.Add({{"model_name", model_name}})),
+      iteration_tokens_(families.iteration_tokens.Add({{"model_name", model_name}})),
+      ttft_(families.ttft.AddBatch({{"model_name", model_name}})),
+      itl_(families.itl.AddBatch({{"model_name", model_name}})) {
   for (size_t i = 0; i < kNumFinishReasons; ++i) {
     requests_[i] = &families.requests.Add(
         {{"model_name", model_name}, {"finish_reason", FinishReasonName(FinishReason(i))}});
@@ -229,18 +198,15 @@ EngineMetrics::EngineMetrics(ServerMetrics::Families& families, const std::strin
   }
   for (size_t i = 0; i < kNumStepPhases; ++i) {
     step_duration_[i] = &families.step_duration.Add(
-        {{"model_name", model_name}, {"phase", StepPhaseName(StepPhase(i))}}, LatencyBounds());
+        {{"model_name", model_name}, {"phase", StepPhaseName(StepPhase(i))}});
   }
   for (size_t i = 0; i < config.num_layers; ++i) {
     const Labels labels = {{"model_name", model_name}, {"layer", std::to_string(i)}};
-    const auto batch = [&labels](Family<Histogram>& family, const Bounds& bounds) {
-      return HistogramBatch(&family.Add(labels, bounds), bounds);
-    };
     layers_.push_back(std::make_unique<Layer>(
-        Layer{.ffn_active = batch(families.ffn_active, FractionBounds()),
-              .ffn_union = batch(families.ffn_union, FractionBounds()),
-              .attended_fraction = batch(families.attended_fraction, FractionBounds()),
-              .attended_positions = batch(families.attended_positions, CountBounds())}));
+        Layer{.ffn_active = families.ffn_active.AddBatch(labels),
+              .ffn_union = families.ffn_union.AddBatch(labels),
+              .attended_fraction = families.attended_fraction.AddBatch(labels),
+              .attended_positions = families.attended_positions.AddBatch(labels)}));
     if (config.spark()) layers_.back()->topk_ratio = &families.topk_ratio.Add(labels);
   }
 }
@@ -284,6 +250,10 @@ void EngineMetrics::CountLayer(const LayerActivity& activity, double keep, Layer
 void EngineMetrics::OnStep(const StepReport& report) {
   if (!counting_.load(std::memory_order_acquire)) return;
   prompt_tokens_.Increment(report.prefill_tokens);
+  prompt_tokens_cached_.Increment(report.prefix_cache_hits);
+  prefix_queries_.Increment(report.prefix_cache_queries);
+  prefix_hits_.Increment(report.prefix_cache_hits);
+  preemptions_.Increment(report.preemptions);
   // Every generated token is either a request's first or has a latency.
   generation_tokens_.Increment(static_cast<double>(report.times_to_first_token.size() +
                                                    report.inter_token_latencies.size()));

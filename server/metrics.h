@@ -19,6 +19,7 @@
 
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/scheduler/observer.h"
+#include "server/metric_table.h"
 
 namespace firesteel::server {
 
@@ -47,7 +48,7 @@ class EngineMetrics;
 /// MetricsEndpoint.
 class ServerMetrics {
  public:
-  ServerMetrics();
+  explicit ServerMetrics(const MetricBuckets& buckets = {});
   ~ServerMetrics();
   ServerMetrics(const ServerMetrics&) = delete;
   ServerMetrics& operator=(const ServerMetrics&) = delete;
@@ -57,11 +58,13 @@ class ServerMetrics {
   EngineMetrics* AddModel(const std::string& model_name, const ModelConfig& config);
 
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
+  const MetricBuckets& buckets() const { return buckets_; }
 
  private:
   friend class EngineMetrics;
   struct Families;
 
+  const MetricBuckets buckets_;
   const std::shared_ptr<prometheus::Registry> registry_;
   const std::unique_ptr<Families> families_;
   std::vector<std::unique_ptr<EngineMetrics>> models_;
@@ -107,6 +110,10 @@ class EngineMetrics final : public EngineObserver {
   std::array<prometheus::Counter*, kNumFinishReasons> requests_{};
   std::array<prometheus::Counter*, kNumRejectionReasons> rejections_{};
   prometheus::Counter& prompt_tokens_;
+  prometheus::Counter& preemptions_;
+  prometheus::Counter& prompt_tokens_cached_;
+  prometheus::Counter& prefix_queries_;
+  prometheus::Counter& prefix_hits_;
   prometheus::Counter& generation_tokens_;
   prometheus::Counter& flops_performed_;
   prometheus::Counter& flops_skipped_;

@@ -47,6 +47,9 @@ void ReportStep(EngineMetrics* metrics) {
   report.sequences = 2;
   report.prefill_tokens = 1;
   report.decode_tokens = 1;
+  report.prefix_cache_queries = 40;
+  report.prefix_cache_hits = 32;
+  report.preemptions = 3;
   report.layers = layers;
   report.inter_token_latencies = itl;
   report.times_to_first_token = ttft;
@@ -74,6 +77,10 @@ TEST_F(MetricsTest, StepCounts) {
   const auto lines = Lines();
   EXPECT_THAT(lines, Contains("firesteel_prompt_tokens_total{model_name=\"m\"} 1"));
   EXPECT_THAT(lines, Contains("firesteel_generation_tokens_total{model_name=\"m\"} 2"));
+  EXPECT_THAT(lines, Contains("firesteel_prompt_tokens_cached_total{model_name=\"m\"} 32"));
+  EXPECT_THAT(lines, Contains("firesteel_prefix_cache_queries_total{model_name=\"m\"} 40"));
+  EXPECT_THAT(lines, Contains("firesteel_prefix_cache_hits_total{model_name=\"m\"} 32"));
+  EXPECT_THAT(lines, Contains("firesteel_preemptions_total{model_name=\"m\"} 3"));
   EXPECT_THAT(lines, Contains("firesteel_flops_total{kind=\"performed\",model_name=\"m\"} 1000"));
   EXPECT_THAT(lines, Contains("firesteel_flops_total{kind=\"skipped\",model_name=\"m\"} 3000"));
   EXPECT_THAT(lines, Contains("firesteel_weight_bytes_total{kind=\"read\",model_name=\"m\"} 50"));
@@ -216,7 +223,7 @@ TEST_F(MetricsTest, EveryFamilyHasPrefixHelpAndType) {
     EXPECT_EQ(family.name.rfind("firesteel_", 0), 0u) << family.name;
     EXPECT_GT(family.help.size(), 10u) << family.name;
   }
-  EXPECT_EQ(families, 28);
+  EXPECT_EQ(families, 32);
 }
 
 TEST_F(MetricsTest, BucketBoundsArePlainNumbers) {

@@ -108,7 +108,7 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
 absl::StatusOr<LoadedModels> LoadModels(const ServerOptions& options) {
   LoadedModels out;
   out.pool = std::make_unique<WorkerPool>(options.threads);
-  out.metrics = std::make_unique<ServerMetrics>();
+  out.metrics = std::make_unique<ServerMetrics>(options.metric_buckets);
   out.registry = std::make_unique<ModelRegistry>();
   for (const ModelSpec& spec : options.models) {
     auto model = LoadModel(spec, options, out.pool.get(), out.metrics.get());

@@ -32,6 +32,7 @@ namespace firesteel::server {
 namespace {
 
 constexpr size_t kMaxModels = 64;
+constexpr size_t kMaxBuckets = 100;  // each is a time series for every layer of every model
 
 // --- The kinds of value ---
 
@@ -239,6 +240,32 @@ Option Address(const char* name, const char* help, Accessor<std::string> field) 
           }};
 }
 
+// Upper bounds of a kind of histogram.
+Option Buckets(const char* name, const char* help, Accessor<std::vector<double>> field) {
+  return {.name = name,
+          .type = "LIST",
+          .help = help,
+          .set = [=](const std::string& value, ServerOptions& options) -> absl::Status {
+            std::vector<double> bounds;
+            for (absl::string_view part : absl::StrSplit(value, ',')) {
+              double bound = 0;
+              if (!absl::SimpleAtod(part, &bound) || !std::isfinite(bound) ||
+                  bound <= (bounds.empty() ? 0 : bounds.back())) {
+                return Bad(value, "is no list of rising numbers above 0, such as 0.1,0.5,2");
+              }
+              bounds.push_back(bound);
+            }
+            if (bounds.size() > kMaxBuckets) {
+              return Bad(value, absl::StrCat("has more than ", kMaxBuckets, " bounds"));
+            }
+            field(options) = std::move(bounds);
+            return absl::OkStatus();
+          },
+          .get = [=](const ServerOptions& options) -> std::vector<std::string> {
+            return {absl::StrJoin(Read(field, options), ",")};
+          }};
+}
+
 // The path of a file; not set where empty. What it holds is checked where it is read.
 Option File(const char* name, const char* help, Accessor<std::string> field) {
   return {.name = name,
@@ -431,6 +458,15 @@ const std::vector<Option>& Table() {
       Switch(
           "warmup", "One short generation a model before serving",
           +[](O& o) -> bool& { return o.warmup; }),
+      Buckets(
+          "latency-buckets", "Bounds of all histograms of seconds",
+          +[](O& o) -> std::vector<double>& { return o.metric_buckets.latency; }),
+      Buckets(
+          "fraction-buckets", "Bounds of all histograms of fractions",
+          +[](O& o) -> std::vector<double>& { return o.metric_buckets.fraction; }),
+      Buckets(
+          "count-buckets", "Bounds of all histograms of tokens, positions and sequences",
+          +[](O& o) -> std::vector<double>& { return o.metric_buckets.count; }),
       Choice<std::string>(
           "log-level", "LEVEL", "trace, debug, info, warn, error or off",
           {{"trace", "trace"},

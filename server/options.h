@@ -16,6 +16,7 @@
 #include "runtime/checkpoint/weights.h"
 #include "runtime/model/compute_type.h"
 #include "runtime/scheduler/engine.h"
+#include "server/metric_table.h"
 
 namespace firesteel::server {
 
@@ -55,6 +56,7 @@ struct ServerOptions {
   std::string tls_client_ca;
   std::string auth_token_file;
   absl::Duration credentials_reload = absl::Seconds(10);
+  MetricBuckets metric_buckets;
   std::string log_level = "info";
   LogFormat log_format = LogFormat::kText;
   bool reflection = true;

@@ -109,6 +109,12 @@ TEST(OptionsTest, EveryValueReachesItsField) {
                                          "1.5",
                                          "--stall-seconds",
                                          "9",
+                                         "--latency-buckets",
+                                         "0.25, 1,2.5",
+                                         "--fraction-buckets",
+                                         "0.5",
+                                         "--count-buckets",
+                                         "1,1e3",
                                          "--reflection",
                                          "off",
                                          "--warmup",
@@ -136,6 +142,9 @@ TEST(OptionsTest, EveryValueReachesItsField) {
   EXPECT_EQ(options.engine.target_itl, absl::Microseconds(12500));
   EXPECT_EQ(options.drain, absl::Milliseconds(1500));
   EXPECT_EQ(options.stall, absl::Seconds(9));
+  EXPECT_EQ(options.metric_buckets.latency, (std::vector<double>{0.25, 1, 2.5}));
+  EXPECT_EQ(options.metric_buckets.fraction, std::vector<double>{0.5});
+  EXPECT_EQ(options.metric_buckets.count, (std::vector<double>{1, 1000}));
   EXPECT_FALSE(options.reflection);
   EXPECT_FALSE(options.warmup);
   EXPECT_EQ(options.log_level, "debug");
@@ -303,6 +312,11 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"BytesEmpty", {"--kv-cache-bytes", "GiB"}, {"--kv-cache-bytes"}},
         BadCase{"MessageTooLarge", {"--max-message-bytes", "4GiB"}, {"--max-message-bytes"}},
         BadCase{"NotFinite", {"--drain-seconds", "nan"}, {"--drain-seconds", "'nan'"}},
+        BadCase{"NoBuckets", {"--latency-buckets", ","}, {"--latency-buckets", "','"}},
+        BadCase{"FallingBuckets", {"--count-buckets", "1,3,3"}, {"--count-buckets", "rising"}},
+        BadCase{"InfiniteBucket", {"--fraction-buckets", "0.5,inf"}, {"--fraction-buckets"}},
+        BadCase{"NoNumberInBuckets", {"--latency-buckets", "0.1,nan"}, {"--latency-buckets"}},
+        BadCase{"NegativeBucket", {"--latency-buckets", "-1,1"}, {"--latency-buckets"}},
         BadCase{"NoStall", {"--stall-seconds", "0"}, {"--stall-seconds", "'0'"}},
         BadCase{"NoPort", {"--address", "localhost"}, {"--address", "'localhost'", "HOST:PORT"}},
         BadCase{"PortTooLarge", {"--address", "a:65536"}, {"--address", "'a:65536'"}},

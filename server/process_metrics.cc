@@ -15,6 +15,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "server/metric_table.h"
 
 namespace firesteel::server {
 namespace {
@@ -22,18 +23,19 @@ namespace {
 using prometheus::MetricFamily;
 using prometheus::MetricType;
 
-MetricFamily Make(const char* name, const char* help, MetricType type, double value) {
-  prometheus::ClientMetric metric;
-  if (type == MetricType::Counter) {
-    metric.counter.value = value;
+MetricFamily Make(const char* name, double value) {
+  const MetricDescription& metric = DescribeMetric(name);
+  prometheus::ClientMetric sample;
+  if (metric.type == MetricType::Counter) {
+    sample.counter.value = value;
   } else {
-    metric.gauge.value = value;
+    sample.gauge.value = value;
   }
   MetricFamily family;
   family.name = name;
-  family.help = help;
-  family.type = type;
-  family.metric.push_back(std::move(metric));
+  family.help = metric.help;
+  family.type = metric.type;
+  family.metric.push_back(std::move(sample));
   return family;
 }
 
@@ -82,9 +84,8 @@ std::optional<double> OpenFiles(const std::string& proc) {
 
 std::vector<MetricFamily> ProcessMetrics::Collect() const {
   std::vector<MetricFamily> families;
-  const auto add = [&families](const char* name, const char* help, MetricType type,
-                               std::optional<double> value) {
-    if (value.has_value()) families.push_back(Make(name, help, type, *value));
+  const auto add = [&families](const char* name, std::optional<double> value) {
+    if (value.has_value()) families.push_back(Make(name, *value));
   };
   const double ticks = static_cast<double>(sysconf(_SC_CLK_TCK));
   const double page = static_cast<double>(sysconf(_SC_PAGESIZE));
@@ -93,27 +94,22 @@ std::vector<MetricFamily> ProcessMetrics::Collect() const {
   const auto user = Field(stat, 14);
   const auto system = Field(stat, 15);
   if (user && system) {
-    add("process_cpu_seconds_total", "CPU time of the process, user and system.",
-        MetricType::Counter, (*user + *system) / ticks);
+    add("process_cpu_seconds_total", (*user + *system) / ticks);
   }
   if (const auto pages = Field(stat, 24)) {
-    add("process_resident_memory_bytes", "Memory of the process that is in RAM.", MetricType::Gauge,
-        *pages * page);
+    add("process_resident_memory_bytes", *pages * page);
   }
-  add("process_virtual_memory_bytes", "Address space of the process.", MetricType::Gauge,
-      Field(stat, 23));
-  add("process_threads", "Threads of the process.", MetricType::Gauge, Field(stat, 20));
-  add("process_open_fds", "Open file descriptors.", MetricType::Gauge, OpenFiles(proc_));
+  add("process_virtual_memory_bytes", Field(stat, 23));
+  add("process_threads", Field(stat, 20));
+  add("process_open_fds", OpenFiles(proc_));
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-    add("process_max_fds", "File descriptors that the process may open.", MetricType::Gauge,
-        static_cast<double>(limit.rlim_cur));
+    add("process_max_fds", static_cast<double>(limit.rlim_cur));
   }
   const auto boot = BootTime(proc_);
   const auto start = Field(stat, 22);
   if (boot && start) {
-    add("process_start_time_seconds", "When the process started, in seconds since the epoch.",
-        MetricType::Gauge, *boot + *start / ticks);
+    add("process_start_time_seconds", *boot + *start / ticks);
   }
   return families;
 }

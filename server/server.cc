@@ -124,7 +124,7 @@ void Configure(const ServerConfig& config, grpc::ServerBuilder* builder) {
 Server::Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metrics,
                std::unique_ptr<ModelRegistry> models, std::unique_ptr<AccessControl> access)
     : metrics_(std::move(metrics)),
-      grpc_metrics_(metrics_->registry().get()),
+      grpc_metrics_(metrics_->registry().get(), &metrics_->buckets()),
       models_(std::move(models)),
       access_(std::move(access)),
       health_(std::make_unique<HealthMonitor>(models_.get(), config.stall)),
