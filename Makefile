@@ -34,7 +34,11 @@ $(BUILD)/build.ninja: CMakePresets.json | setup
 run: ## build, serve the bundled model, stream one generation, serve on until Ctrl-C
 	@PRESET=$(PRESET) JOBS=$(JOBS) tools/run.sh
 
-test: build ## build, then run every test (TESTS=REGEX: those that match)
+.PHONY: setup-test
+setup-test:
+	@tools/setup.sh --test
+
+test: setup-test build ## build, then run every test (TESTS=REGEX: those that match)
 	@ctest --preset $(PRESET) -j $(JOBS) $(if $(TESTS),-R '$(TESTS)')
 
 bench: build ## build, then measure the bundled model and every kernel
@@ -54,5 +58,5 @@ format: setup-lint ## rewrite our own sources in the project's format
 clean: ## remove build/ whole
 	rm -rf build
 
-image: ## (not there yet)
-	@echo "make image is not there yet: see Dockerfile" >&2; exit 1
+image: ## build the container image (docker, podman or buildah), and start it once
+	@JOBS=$(JOBS) deploy/image/build.sh

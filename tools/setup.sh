@@ -1,8 +1,10 @@
 #!/bin/bash
 # Installs the Debian packages that Firesteel needs, and nothing when none is missing.
 #
-# usage: tools/setup.sh [--lint] [--check | --print]
+# usage: tools/setup.sh [--lint] [--test] [--check | --print]
 #   --lint   also what `make lint` and `make format` call (clang-format, clang-tidy)
+#   --test   also what the tests of deploy/ run: Prometheus, HAProxy and small tools; their services are
+#            not started
 #   --check  install nothing; name what is missing and exit 1 if anything is
 #   --print  install nothing; list the packages
 #
@@ -27,6 +29,7 @@ BUILD_PACKAGES=(
   python3-grpcio python3-protobuf openssl                            # tests: a foreign client, certificates
 )
 LINT_PACKAGES=(clang-format-19 clang-tidy-19)
+TEST_PACKAGES=(curl jq yq socat jsonnet haproxy prometheus)
 
 say() { echo "setup: $*" >&2; }
 fail() {
@@ -39,6 +42,7 @@ mode=install
 for argument in "$@"; do
   case "$argument" in
     --lint) packages+=("${LINT_PACKAGES[@]}") ;;
+    --test) packages+=("${TEST_PACKAGES[@]}") ;;
     --check) mode=check ;;
     --print) mode=print ;;
     -h | --help)
@@ -194,6 +198,13 @@ if [[ $release == 12 ]] && ! highway_candidate_is_recent; then
   add_trixie_for_highway
   apt_get update
   highway_candidate_is_recent || fail "apt offers no libhwy-dev >= $HIGHWAY_MIN: $(apt-cache policy libhwy-dev)"
+fi
+# Debian starts a service as soon as it is installed, unless this says no: a test's Prometheus is its own.
+readonly policy=/usr/sbin/policy-rc.d
+if [[ " ${missing[*]} " =~ \ (haproxy|prometheus)\  && ! -e $policy ]]; then
+  write_root_file $policy <<<$'#!/bin/sh\nexit 101'
+  "${as_root[@]}" chmod +x $policy
+  trap '"${as_root[@]}" rm -f $policy' EXIT
 fi
 apt_get install --no-install-recommends "${missing[@]}"
 mapfile -t missing < <(missing_packages)
