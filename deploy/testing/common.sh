@@ -50,6 +50,7 @@ wait_until() {
 start() {
   local name=$1
   shift
+  : >"$scratch/$name.out" # there before anybody looks for it
   "$@" >"$scratch/$name.out" 2>"$scratch/$name.log" &
   pid=$!
   started+=("$pid")

@@ -33,11 +33,11 @@ wait_until 60 "two replicas scraped" scraped
 
 # A load of three parts, so that it rises and falls; the second server's is more than it takes.
 load() { # NAME CONCURRENCY SECONDS
-  "$bin/firesteel" load --address "${address[$1]}" --concurrency "$2" --duration "$3s" --max-tokens 48 \
+  "$bin/firesteel" load --address "${address[$1]}" --concurrency "$2" --duration "$3s" --max-tokens 80 \
     --temperature 0.8 --json >"$scratch/load-$1-$2.json" || fail "load on $1"
 }
 length=12
-[[ -z $pictures ]] || length=90
+[[ -z $pictures ]] || length=30
 {
   load first 2 $length
   load first 6 $length
@@ -50,7 +50,7 @@ loads=$!
   ! "$bin/firesteel" generate --address "${address[second]}" --model nobody x 2>/dev/null
 } &
 wait $loads && wait $!
-readonly end=$(date +%s)
+readonly finish=$(date +%s)
 
 for name in first second; do
   curl -fs "http://${metrics[$name]}/metrics" >"$scratch/$name.metrics"
@@ -71,7 +71,7 @@ for dashboard in "$source_dir"/deploy/grafana/dashboards/*.json; do
     title=$(jq -r .title <<<"$panel")
     moving=0
     while IFS= read -r expression; do
-      answer=$(ask_range "$(expand "$expression" $window)" "$begin" "$end" 1) ||
+      answer=$(ask_range "$(expand "$expression" $window)" "$begin" "$finish" 1) ||
         fail "$(basename "$dashboard"), $title: Prometheus refuses $expression"
       has_data "$answer" || fail "$(basename "$dashboard"), $title: no data from $expression"
       ! moves "$answer" || moving=1
@@ -87,7 +87,7 @@ rules=$(curl -fs "$prometheus/api/v1/rules" | jq -c '[.data.groups[].rules[]]')
 bad=$(jq -r '.[] | select(.health != "ok") | "\(.name): \(.lastError)"' <<<"$rules")
 [[ -z $bad ]] || fail "rules: $bad"
 while IFS= read -r name; do
-  answer=$(ask_range "$name" "$begin" "$end" 1)
+  answer=$(ask_range "$name" "$begin" "$finish" 1)
   has_data "$answer" && moves "$answer" || fail "rule $name has no data, or it does not move"
 done < <(jq -r '.[] | select(.type == "recording") | .name' <<<"$rules")
 # An alert's expression has no result while all is well; the series that it looks at must be there.
@@ -107,7 +107,7 @@ say "alerts see a full queue and a replica that died"
 if [[ -n $pictures ]]; then
   for dashboard in service sparsity fleet; do
     "$source_dir/deploy/grafana/draw.sh" "$prometheus" "$source_dir/deploy/grafana/dashboards/$dashboard.json" \
-      "$pictures/$dashboard.png" "$begin" "$end"
+      "$pictures/$dashboard.png" "$begin" "$finish"
   done
   say "pictures are in $pictures"
 fi
