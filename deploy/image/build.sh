@@ -8,7 +8,7 @@
 #
 # Environment: ENGINE (docker|podman|buildah), IMAGE (firesteel), JOBS (of the compiler),
 # DEBIAN_SNAPSHOT (e.g. 20250908T000000Z: that moment of Debian's archive), BASE
-# (debian:trixie-slim), MIRROR (http://deb.debian.org/debian; of debootstrap).
+# (debian:trixie-slim), MIRROR (of debootstrap; unset: the one that the machine's own sources name).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -33,6 +33,12 @@ pick_engine() {
 }
 engine=${ENGINE:-$(pick_engine)}
 
+# The first Debian archive below /etc/apt, with its security archive left out.
+own_mirror() {
+  cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null |
+    grep -E '^(deb |URIs:)' | grep -oE 'https?://[^ ]+' | grep -v security | head -n 1
+}
+
 # A base image from Debian's packages, for podman or buildah's storage.
 make_base() {
   command -v debootstrap >/dev/null || fail "$base can't be pulled, and there is no debootstrap to make it"
@@ -42,8 +48,10 @@ make_base() {
   # shellcheck disable=SC2064
   trap "rm -rf --one-file-system '$folder'" EXIT
   say "$base is not to be had: making it by debootstrap"
+  local mirror=${MIRROR:-$(own_mirror)}
+  [[ -n $mirror ]] || fail "no Debian mirror found below /etc/apt; set MIRROR"
   debootstrap --variant=minbase --include=ca-certificates trixie "$folder/root" \
-    "${MIRROR:-http://deb.debian.org/debian}" >"$folder/log" 2>&1 ||
+    "$mirror" >"$folder/log" 2>&1 ||
     { tail -n 20 "$folder/log" >&2; fail "debootstrap failed"; }
   # What Debian's slim images leave out; licences stay.
   rm -rf "$folder"/root/var/cache/apt/archives/*.deb "$folder"/root/usr/share/{man,locale}/*
