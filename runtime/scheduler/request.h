@@ -112,6 +112,7 @@ class GenerationSink {
   virtual ~GenerationSink() = default;
   /// The next tokens of the prompt, where prompt_logprobs asks for them: every one but the first,
   /// which nothing precedes, in order, before any delta.
+  // By value, as overrides keep them. NOLINTNEXTLINE(performance-unnecessary-value-param)
   virtual void OnPromptLogprobs(std::vector<TokenLogprob> /*logprobs*/) {}
   virtual void OnDelta(TokenDelta delta) = 0;
   virtual void OnFinish(GenerationResult result) = 0;
