@@ -86,9 +86,12 @@ say "$panels panels return data that moves with the load"
 rules=$(curl -fs "$prometheus/api/v1/rules" | jq -c '[.data.groups[].rules[]]')
 bad=$(jq -r '.[] | select(.health != "ok") | "\(.name): \(.lastError)"' <<<"$rules")
 [[ -z $bad ]] || fail "rules: $bad"
+# Shares of what is slow: zero all the time on a machine that is fast enough.
+zero_when_fast='_slow:'
 while IFS= read -r name; do
   answer=$(ask_range "$name" "$begin" "$finish" 1)
-  has_data "$answer" && moves "$answer" || fail "rule $name has no data, or it does not move"
+  has_data "$answer" || fail "rule $name has no data"
+  moves "$answer" || [[ $name =~ $zero_when_fast ]] || fail "rule $name does not move with the load"
 done < <(jq -r '.[] | select(.type == "recording") | .name' <<<"$rules")
 # An alert's expression has no result while all is well; the series that it looks at must be there.
 while IFS= read -r name; do
