@@ -21,9 +21,11 @@ constexpr size_t kFewRows = 32;
 // them fetched from memory is in the L2 cache for the others.
 constexpr size_t kWindowBytes = size_t{1152} << 10;
 
-// A range has enough active neurons to work on, and there are enough ranges to share.
+// A range has enough active neurons to work on, and there are enough ranges to share; none has more
+// than can be added in integers.
 size_t NumRanges(const ModelConfig& config) {
-  return std::clamp<size_t>(config.ffn_top_k / 60, 4, 16);
+  const size_t least = config.intermediate_size / kernels::kMaxCoefficients + 1;
+  return std::max(least, std::clamp<size_t>(config.ffn_top_k / 60, 4, 16));
 }
 
 // The columns `cols` of all rows; they begin at a multiple of kI4Group.
