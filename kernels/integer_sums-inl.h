@@ -59,6 +59,18 @@ struct TileRows {
     return {row(first), row(first + (count > 1 ? 1 : 0)), row(first + (count > 2 ? 2 : count - 1)),
             row(first + (count > 3 ? 3 : count - 1))};
   }
+
+  HWY_INLINE TileRows Further(size_t bytes) const {
+    return {r0 + bytes, r1 + bytes, r2 + bytes, r3 + bytes};
+  }
+
+  // Asks for a line of each, which need not be there to be read.
+  HWY_INLINE void Fetch(size_t at) const {
+    FetchToL2(r0 + at);
+    FetchToL2(r1 + at);
+    FetchToL2(r2 + at);
+    FetchToL2(r3 + at);
+  }
 };
 
 }  // namespace HWY_NAMESPACE

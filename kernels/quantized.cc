@@ -217,12 +217,47 @@ HWY_INLINE void FinishI8(const Token& x, hn::Vec<hn::FixedTag<int32_t, 4>> high,
   hn::StoreU(hn::Mul(product, scales), df, y);
 }
 
-// kTokens × up to four rows of 8-bit weights; row_scales [4].
-template <size_t kTokens, bool kAhead>
-HWY_NOINLINE void TileI8(const Token& x, const Token& x1, const TileRows& w,
-                         [[maybe_unused]] const TileRows& ahead, size_t k, const float* row_scales,
-                         float* HWY_RESTRICT y, float* HWY_RESTRICT y1) {
-  static_assert(kTokens == 1 || kTokens == 2);
+using FourSums = hn::Vec<hn::FixedTag<int32_t, 4>>;
+
+// The sums of one token with four rows of 8-bit weights, for FinishI8. If kAhead, the bytes of
+// `ahead` are fetched meanwhile.
+template <bool kAhead>
+HWY_INLINE void SumFourI8(const Token& x, const TileRows& w, [[maybe_unused]] const TileRows& ahead,
+                          size_t k, FourSums& high_sums, FourSums& low_sums) {
+  const SumTag ds;
+  const ByteTag du8;
+  const SignedByteTag di8;
+  const size_t bytes = hn::Lanes(du8);
+  const auto flip = hn::Set(du8, 0x80);
+  SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
+  for (size_t i = 0; i < k; i += bytes) {
+    if constexpr (kAhead) ahead.Fetch(i);
+    const auto high = hn::LoadU(di8, x.high + i);
+    const auto low = hn::LoadU(di8, x.low + i);
+    AddBytes(hn::Xor(hn::LoadU(du8, w.r0 + i), flip), high, low, h0, l0);
+    AddBytes(hn::Xor(hn::LoadU(du8, w.r1 + i), flip), high, low, h1, l1);
+    AddBytes(hn::Xor(hn::LoadU(du8, w.r2 + i), flip), high, low, h2, l2);
+    AddBytes(hn::Xor(hn::LoadU(du8, w.r3 + i), flip), high, low, h3, l3);
+  }
+  high_sums = SumsOfFour(h0, h1, h2, h3);
+  low_sums = SumsOfFour(l0, l1, l2, l3);
+}
+
+// One token × up to four rows of 8-bit weights; row_scales [4].
+template <bool kAhead>
+HWY_NOINLINE void TileI8(const Token& x, const TileRows& w, const TileRows& ahead, size_t k,
+                         const float* row_scales, float* HWY_RESTRICT y) {
+  FourSums high, low;
+  SumFourI8<kAhead>(x, w, ahead, k, high, low);
+  FinishI8(x, high, low, row_scales, y);
+}
+
+// Two tokens × up to four rows.
+template <bool kAhead>
+HWY_NOINLINE void PairTileI8(const Token& x0, const Token& x1, const TileRows& w,
+                             [[maybe_unused]] const TileRows& ahead, size_t k,
+                             const float* row_scales, float* HWY_RESTRICT y0,
+                             float* HWY_RESTRICT y1) {
   const SumTag ds;
   const ByteTag du8;
   const SignedByteTag di8;
@@ -231,35 +266,40 @@ HWY_NOINLINE void TileI8(const Token& x, const Token& x1, const TileRows& w,
   SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
   SumVec g0 = h0, g1 = h0, g2 = h0, g3 = h0, m0 = h0, m1 = h0, m2 = h0, m3 = h0;
   for (size_t i = 0; i < k; i += bytes) {
-    if constexpr (kAhead) {
-      FetchToL2(ahead.r0 + i);
-      FetchToL2(ahead.r1 + i);
-      FetchToL2(ahead.r2 + i);
-      FetchToL2(ahead.r3 + i);
-    }
+    if constexpr (kAhead) ahead.Fetch(i);
     const auto w0 = hn::Xor(hn::LoadU(du8, w.r0 + i), flip);
     const auto w1 = hn::Xor(hn::LoadU(du8, w.r1 + i), flip);
     const auto w2 = hn::Xor(hn::LoadU(du8, w.r2 + i), flip);
     const auto w3 = hn::Xor(hn::LoadU(du8, w.r3 + i), flip);
-    const auto high = hn::LoadU(di8, x.high + i);
-    const auto low = hn::LoadU(di8, x.low + i);
-    AddBytes(w0, high, low, h0, l0);
-    AddBytes(w1, high, low, h1, l1);
-    AddBytes(w2, high, low, h2, l2);
-    AddBytes(w3, high, low, h3, l3);
-    if constexpr (kTokens > 1) {
-      const auto high1 = hn::LoadU(di8, x1.high + i);
-      const auto low1 = hn::LoadU(di8, x1.low + i);
-      AddBytes(w0, high1, low1, g0, m0);
-      AddBytes(w1, high1, low1, g1, m1);
-      AddBytes(w2, high1, low1, g2, m2);
-      AddBytes(w3, high1, low1, g3, m3);
-    }
+    const auto high0 = hn::LoadU(di8, x0.high + i);
+    const auto low0 = hn::LoadU(di8, x0.low + i);
+    AddBytes(w0, high0, low0, h0, l0);
+    AddBytes(w1, high0, low0, h1, l1);
+    AddBytes(w2, high0, low0, h2, l2);
+    AddBytes(w3, high0, low0, h3, l3);
+    const auto high1 = hn::LoadU(di8, x1.high + i);
+    const auto low1 = hn::LoadU(di8, x1.low + i);
+    AddBytes(w0, high1, low1, g0, m0);
+    AddBytes(w1, high1, low1, g1, m1);
+    AddBytes(w2, high1, low1, g2, m2);
+    AddBytes(w3, high1, low1, g3, m3);
   }
-  FinishI8(x, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3), row_scales, y);
-  if constexpr (kTokens > 1) {
-    FinishI8(x1, SumsOfFour(g0, g1, g2, g3), SumsOfFour(m0, m1, m2, m3), row_scales, y1);
-  }
+  FinishI8(x0, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3), row_scales, y0);
+  FinishI8(x1, SumsOfFour(g0, g1, g2, g3), SumsOfFour(m0, m1, m2, m3), row_scales, y1);
+}
+
+// a, b, c, d as rows of a 4 × 4 matrix: to its columns.
+HWY_INLINE void Transpose(FourSums& a, FourSums& b, FourSums& c, FourSums& d) {
+  const hn::FixedTag<int32_t, 4> d32;
+  const hn::Repartition<int64_t, decltype(d32)> d64;
+  const auto ab_lower = hn::BitCast(d64, hn::InterleaveLower(d32, a, b));
+  const auto ab_upper = hn::BitCast(d64, hn::InterleaveUpper(d32, a, b));
+  const auto cd_lower = hn::BitCast(d64, hn::InterleaveLower(d32, c, d));
+  const auto cd_upper = hn::BitCast(d64, hn::InterleaveUpper(d32, c, d));
+  a = hn::BitCast(d32, hn::InterleaveLower(d64, ab_lower, cd_lower));
+  b = hn::BitCast(d32, hn::InterleaveUpper(d64, ab_lower, cd_lower));
+  c = hn::BitCast(d32, hn::InterleaveLower(d64, ab_upper, cd_upper));
+  d = hn::BitCast(d32, hn::InterleaveUpper(d64, ab_upper, cd_upper));
 }
 
 // Both halves of a vector of nibbles times their activations, each with its block's scale.
@@ -316,12 +356,7 @@ HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& sc
     const size_t block = group / kI4Block;
     for (size_t o = 0; o < kHalf; o += bytes) {
       const size_t at = group / 2 + o;
-      if constexpr (kAhead) {
-        FetchToL2(ahead.r0 + at);
-        FetchToL2(ahead.r1 + at);
-        FetchToL2(ahead.r2 + at);
-        FetchToL2(ahead.r3 + at);
-      }
+      if constexpr (kAhead) ahead.Fetch(at);
       const auto x0 = hn::LoadU(di8, x.high + group + o);
       const auto x1 = hn::LoadU(di8, x.high + group + kHalf + o);
       const auto c0 = hn::LoadU(ds, x.nibble_offsets + (group + o) / 4);
@@ -383,13 +418,17 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
       for (size_t i = 0; i < count; ++i) row_scales[i] = w.row_scales[row(i)];
       for (size_t t = 0; t < x.rows; t += 2) {
         const bool two = t + 2 <= x.rows;
-        const Token x0(x, t), x1(x, two ? t + 1 : t);
         const bool fetch = Order::kAhead && t == 0;
-        const auto multiply = two ? (fetch ? TileI8<2, true> : TileI8<2, false>)
-                                  : (fetch ? TileI8<1, true> : TileI8<1, false>);
-        multiply(x0, x1, rows, ahead, k, row_scales, sums, sums1);
+        const Token x0(x, t);
+        if (two) {
+          const auto multiply = fetch ? PairTileI8<true> : PairTileI8<false>;
+          multiply(x0, Token(x, t + 1), rows, ahead, k, row_scales, sums, sums1);
+          store(t + 1, sums1);
+        } else {
+          const auto multiply = fetch ? TileI8<true> : TileI8<false>;
+          multiply(x0, rows, ahead, k, row_scales, sums);
+        }
         store(t, sums);
-        if (two) store(t + 1, sums1);
       }
     } else {
       const TileScales scales =
@@ -403,8 +442,45 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
   }
 }
 
+// How far ahead of a lone sequence's reads its weights are fetched, in bytes of each stream: the
+// hardware prefetcher stops at the end of a page and starts slowly in the next one.
+inline constexpr size_t kStreamAhead = 1024;
+
+// One token times a range of 8-bit rows, which is what decoding a lone sequence mostly does: four
+// streams, one from each quarter of the range, and sums that leave the registers sixteen at a time.
+// Returns how many rows it took; what is left has less than four of each quarter.
+size_t StreamI8(const Token& x, const TypedView& w, size_t row_begin, size_t row_end,
+                float* HWY_RESTRICT y) {
+  const size_t k = RoundUp(w.cols, kAlignment);
+  const size_t quarter = (row_end - row_begin) / 16 * 4;
+  for (size_t first = row_begin; first < row_begin + quarter; first += 4) {
+    const auto sum = [&](size_t row, FourSums& high, FourSums& low) HWY_ATTR {
+      const TileRows rows =
+          TileRows::Of([&](size_t i) { return w.RowBytes(row + i * quarter); }, 0, 4);
+      SumFourI8<true>(x, rows, rows.Further(kStreamAhead), k, high, low);
+    };
+    FourSums h0, h1, h2, h3, l0, l1, l2, l3;  // by name: vectors of SVE cannot be array elements
+    sum(first, h0, l0);
+    sum(first + 1, h1, l1);
+    sum(first + 2, h2, l2);
+    sum(first + 3, h3, l3);
+    Transpose(h0, h1, h2, h3);
+    Transpose(l0, l1, l2, l3);
+    const auto finish = [&](size_t row, FourSums high, FourSums low)
+                            HWY_ATTR { FinishI8(x, high, low, w.row_scales + row, y + row); };
+    finish(first, h0, l0);
+    finish(first + quarter, h1, l1);
+    finish(first + 2 * quarter, h2, l2);
+    finish(first + 3 * quarter, h3, l3);
+  }
+  return 4 * quarter;
+}
+
 void QuantizedMatMulImpl(const QuantizedRows& x, const TypedView& w, size_t row_begin,
                          size_t row_end, const MatView& y) {
+  if (x.rows == 1 && w.dtype == DType::kI8) {
+    row_begin += StreamI8(Token(x, 0), w, row_begin, row_end, y.Row(0));
+  }
   MultiplyRows(
       x, w, Quarters{row_end - row_begin}, [&](size_t j) { return row_begin + j; },
       [&](size_t t) { return y.Row(t) + row_begin; });
