@@ -65,6 +65,10 @@ HWY_INLINE hn::Vec<DF> LoadF32(DF df, const int8_t* p) {
   return hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, p)));
 }
 
+// How far ahead of a lone sequence's reads its weights are fetched, in bytes of each of four
+// streams: the hardware prefetcher stops at the end of a page and starts slowly in the next one.
+inline constexpr size_t kStreamAhead = 1024;
+
 // The first n < Lanes(df) elements, zeros behind them; reads nothing past them.
 template <class DF>
 HWY_INLINE hn::Vec<DF> LoadF32N(DF df, const float* p, size_t n) {
@@ -361,6 +365,24 @@ HWY_INLINE void DotRows(const TX* x, size_t k, size_t num, const RowFn& row, flo
     const auto w = PointersTo<1>(row, j);
     DotTile<1, 1, Step, false>(x, 0, w, w, k, whole, out + j, 0);
   }
+}
+
+// The same for rows that lie one behind the other, as a range of a matrix does: row(j) is the j-th
+// of num. Four streams, one from each quarter of the range: neighbouring rows, often two to a page,
+// would be one stream to the hardware prefetcher.
+template <class Step, typename TX, class RowFn>
+HWY_INLINE void DotStreams(const TX* x, size_t k, size_t num, const RowFn& row, float* out) {
+  const size_t quarter = num / 4;
+  for (size_t j = 0; j < quarter; ++j) {
+    const auto w = PointersTo<4>([&](size_t i) { return row(j + i * quarter); }, 0);
+    constexpr size_t kAhead = kStreamAhead / sizeof(*w.r0);
+    const decltype(w) ahead{w.r0 + kAhead, w.r1 + kAhead, w.r2 + kAhead, w.r3 + kAhead};
+    HWY_ALIGN float sums[4];
+    DotTile<1, 4, Step, true>(x, 0, w, ahead, k, TilePart(), sums, 0);
+    for (size_t i = 0; i < 4; ++i) out[j + i * quarter] = sums[i];
+  }
+  const size_t rest = 4 * quarter;
+  DotRows<Step>(x, k, num - rest, [&](size_t j) { return row(rest + j); }, out + rest);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -72,7 +72,7 @@ void MatMulDirect(const TypedView& x, const TypedView& w, size_t row_begin, size
                   const MatView& y) {
   const TX* x0 = x.Row<TX>(0);
   if (x.rows == 1) {
-    DotRows<Step>(
+    DotStreams<Step>(
         x0, x.cols, row_end - row_begin, [&](size_t r) { return w.Row<TW>(row_begin + r); },
         y.Row(0) + row_begin);
     return;

@@ -375,15 +375,14 @@ HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& sc
 
 // Which four rows a tile takes, and which rows to fetch meanwhile.
 struct Neighbours {  // of a list of rows: the next four, and those a few rows ahead
-  static constexpr bool kAhead = true;
+  static constexpr bool kScattered = true;
   size_t num;
   size_t tiles() const { return hwy::DivCeil(num, size_t{4}); }
   size_t count(size_t tile) const { return std::min<size_t>(4, num - 4 * tile); }
   size_t position(size_t tile, size_t i) const { return 4 * tile + i; }
 };
-struct Quarters {  // of a range: one of each quarter. The CPU's prefetcher follows such four
-                   // streams best, and needs no help
-  static constexpr bool kAhead = false;
+struct Quarters {  // of a range: one of each quarter, so that they are four streams
+  static constexpr bool kScattered = false;
   size_t num;
   size_t tiles() const { return num / 4 + num % 4; }
   size_t count(size_t tile) const { return tile < num / 4 ? 4 : 1; }
@@ -403,11 +402,15 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
     const size_t count = order.count(tile);
     const auto row = [&](size_t i) { return row_of(order.position(tile, i)); };
     const TileRows rows = TileRows::Of([&](size_t i) { return w.RowBytes(row(i)); }, 0, count);
-    TileRows ahead = rows;
-    if (Order::kAhead && tile + kTilesAhead + 1 < tiles) {
-      ahead = TileRows::Of(
-          [&](size_t i) { return w.RowBytes(row_of(order.position(tile + kTilesAhead, i))); }, 0,
-          4);
+    TileRows ahead = rows.Further(kStreamAhead);
+    if (Order::kScattered) {
+      ahead = tile + kTilesAhead + 1 >= tiles
+                  ? rows
+                  : TileRows::Of(
+                        [&](size_t i) {
+                          return w.RowBytes(row_of(order.position(tile + kTilesAhead, i)));
+                        },
+                        0, 4);
     }
     const auto store = [&](size_t t, const float* sums) {
       for (size_t i = 0; i < count; ++i) out(t)[order.position(tile, i)] = sums[i];
@@ -418,7 +421,7 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
       for (size_t i = 0; i < count; ++i) row_scales[i] = w.row_scales[row(i)];
       for (size_t t = 0; t < x.rows; t += 2) {
         const bool two = t + 2 <= x.rows;
-        const bool fetch = Order::kAhead && t == 0;
+        const bool fetch = t == 0;
         const Token x0(x, t);
         if (two) {
           const auto multiply = fetch ? PairTileI8<true> : PairTileI8<false>;
@@ -434,17 +437,13 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
       const TileScales scales =
           TileScales::Of([&](size_t i) { return w.BlockScales(row(i)); }, 0, count);
       for (size_t t = 0; t < x.rows; ++t) {
-        const auto multiply = Order::kAhead && t == 0 ? TileI4<true> : TileI4<false>;
+        const auto multiply = t == 0 ? TileI4<true> : TileI4<false>;
         multiply(Token(x, t), rows, scales, ahead, k, sums);
         store(t, sums);
       }
     }
   }
 }
-
-// How far ahead of a lone sequence's reads its weights are fetched, in bytes of each stream: the
-// hardware prefetcher stops at the end of a page and starts slowly in the next one.
-inline constexpr size_t kStreamAhead = 1024;
 
 // One token times a range of 8-bit rows, which is what decoding a lone sequence mostly does: four
 // streams, one from each quarter of the range, and sums that leave the registers sixteen at a time.
