@@ -150,17 +150,19 @@ HWY_INLINE auto FoldTo128(DF /*df*/, V v) {
   }
 }
 
+using FourTag = hn::FixedTag<float, 4>;
+using Four = hn::Vec<FourTag>;
+
 #if HWY_HAVE_SCALABLE
 template <class DF, class V>
-HWY_INLINE void StoreSums(DF df, V a, V b, V c, V d, size_t count, float* HWY_RESTRICT out) {
-  out[0] = hn::ReduceSum(df, a);
-  if (count > 1) out[1] = hn::ReduceSum(df, b);
-  if (count > 2) out[2] = hn::ReduceSum(df, c);
-  if (count > 3) out[3] = hn::ReduceSum(df, d);
+HWY_INLINE Four SumsOf(DF df, V a, V b, V c, V d) {
+  HWY_ALIGN float sums[4] = {hn::ReduceSum(df, a), hn::ReduceSum(df, b), hn::ReduceSum(df, c),
+                             hn::ReduceSum(df, d)};
+  return hn::Load(FourTag(), sums);
 }
 #else
 template <class DF, class V>
-HWY_INLINE void StoreSums(DF df, V a, V b, V c, V d, size_t count, float* HWY_RESTRICT out) {
+HWY_INLINE Four SumsOf(DF df, V a, V b, V c, V d) {
   const hn::Repartition<double, DF> dd;
   // Each 128 bits: a0 b0 a1 b1 + a2 b2 a3 b3.
   const V ab = hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
@@ -169,15 +171,19 @@ HWY_INLINE void StoreSums(DF df, V a, V b, V c, V d, size_t count, float* HWY_RE
   const auto cd2 = hn::BitCast(dd, cd);
   const V abcd = hn::Add(hn::BitCast(df, hn::InterleaveLower(dd, ab2, cd2)),
                          hn::BitCast(df, hn::InterleaveUpper(dd, ab2, cd2)));
-  const hn::FixedTag<float, 4> d4;
-  const auto sums = FoldTo128(df, abcd);
-  if (count == 4) {
-    hn::StoreU(sums, d4, out);
-  } else {
-    hn::StoreN(sums, d4, out, count);
-  }
+  return FoldTo128(df, abcd);
 }
 #endif
+
+template <class DF, class V>
+HWY_INLINE void StoreSums(DF df, V a, V b, V c, V d, size_t count, float* HWY_RESTRICT out) {
+  const Four sums = SumsOf(df, a, b, c, d);
+  if (count == 4) {
+    hn::StoreU(sums, FourTag(), out);
+  } else {
+    hn::StoreN(sums, FourTag(), out, count);
+  }
+}
 
 // How a step loads its elements: whole vectors, or the ragged end of a row.
 template <class Step>

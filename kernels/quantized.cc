@@ -203,27 +203,30 @@ HWY_INLINE void AddBytes(hn::Vec<ByteTag> u, hn::Vec<SignedByteTag> high,
   low_sum = hn::SumOfMulQuadAccumulate(SumTag(), u, low, low_sum);
 }
 
-// Four sums to floats: (256 · high + low) · scale · row_scales, without the 128 that was added to
-// every weight.
-HWY_INLINE void FinishI8(const Token& x, hn::Vec<hn::FixedTag<int32_t, 4>> high,
-                         hn::Vec<hn::FixedTag<int32_t, 4>> low, const float* row_scales,
-                         float* HWY_RESTRICT y) {
-  const hn::FixedTag<float, 4> df;
+using FourSums = hn::Vec<hn::FixedTag<int32_t, 4>>;
+
+// Four sums to floats: 256 · high + low, without the 128 that was added to every weight.
+HWY_INLINE Four JoinPlanes(const Token& x, FourSums high, FourSums low) {
+  const FourTag df;
   const hn::FixedTag<int32_t, 4> di;
   const auto h = hn::ConvertTo(df, hn::Sub(high, hn::Set(di, 128 * x.high_sum)));
   const auto l = hn::ConvertTo(df, hn::Sub(low, hn::Set(di, 128 * x.low_sum)));
-  const auto product = hn::MulAdd(h, hn::Set(df, 256.0f), l);
-  const auto scales = hn::Mul(hn::LoadU(df, row_scales), hn::Set(df, x.scale));
-  hn::StoreU(hn::Mul(product, scales), df, y);
+  return hn::MulAdd(h, hn::Set(df, 256.0f), l);
 }
 
-using FourSums = hn::Vec<hn::FixedTag<int32_t, 4>>;
+// Joined sums of four rows to outputs; row_scales [4].
+HWY_INLINE void StoreScaled(const Token& x, Four joined, const float* row_scales,
+                            float* HWY_RESTRICT y) {
+  const FourTag df;
+  const auto scales = hn::Mul(hn::LoadU(df, row_scales), hn::Set(df, x.scale));
+  hn::StoreU(hn::Mul(joined, scales), df, y);
+}
 
-// The sums of one token with four rows of 8-bit weights, for FinishI8. If kAhead, the bytes of
-// `ahead` are fetched meanwhile.
+// The joined sums of one token with four rows of 8-bit weights. If kAhead, the bytes of `ahead`
+// are fetched meanwhile.
 template <bool kAhead>
-HWY_INLINE void SumFourI8(const Token& x, const TileRows& w, [[maybe_unused]] const TileRows& ahead,
-                          size_t k, FourSums& high_sums, FourSums& low_sums) {
+HWY_INLINE Four SumI8(const Token& x, const TileRows& w, [[maybe_unused]] const TileRows& ahead,
+                      size_t k) {
   const SumTag ds;
   const ByteTag du8;
   const SignedByteTag di8;
@@ -239,17 +242,14 @@ HWY_INLINE void SumFourI8(const Token& x, const TileRows& w, [[maybe_unused]] co
     AddBytes(hn::Xor(hn::LoadU(du8, w.r2 + i), flip), high, low, h2, l2);
     AddBytes(hn::Xor(hn::LoadU(du8, w.r3 + i), flip), high, low, h3, l3);
   }
-  high_sums = SumsOfFour(h0, h1, h2, h3);
-  low_sums = SumsOfFour(l0, l1, l2, l3);
+  return JoinPlanes(x, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3));
 }
 
 // One token × up to four rows of 8-bit weights; row_scales [4].
 template <bool kAhead>
 HWY_NOINLINE void TileI8(const Token& x, const TileRows& w, const TileRows& ahead, size_t k,
                          const float* row_scales, float* HWY_RESTRICT y) {
-  FourSums high, low;
-  SumFourI8<kAhead>(x, w, ahead, k, high, low);
-  FinishI8(x, high, low, row_scales, y);
+  StoreScaled(x, SumI8<kAhead>(x, w, ahead, k), row_scales, y);
 }
 
 // Two tokens × up to four rows.
@@ -284,22 +284,10 @@ HWY_NOINLINE void PairTileI8(const Token& x0, const Token& x1, const TileRows& w
     AddBytes(w2, high1, low1, g2, m2);
     AddBytes(w3, high1, low1, g3, m3);
   }
-  FinishI8(x0, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3), row_scales, y0);
-  FinishI8(x1, SumsOfFour(g0, g1, g2, g3), SumsOfFour(m0, m1, m2, m3), row_scales, y1);
-}
-
-// a, b, c, d as rows of a 4 × 4 matrix: to its columns.
-HWY_INLINE void Transpose(FourSums& a, FourSums& b, FourSums& c, FourSums& d) {
-  const hn::FixedTag<int32_t, 4> d32;
-  const hn::Repartition<int64_t, decltype(d32)> d64;
-  const auto ab_lower = hn::BitCast(d64, hn::InterleaveLower(d32, a, b));
-  const auto ab_upper = hn::BitCast(d64, hn::InterleaveUpper(d32, a, b));
-  const auto cd_lower = hn::BitCast(d64, hn::InterleaveLower(d32, c, d));
-  const auto cd_upper = hn::BitCast(d64, hn::InterleaveUpper(d32, c, d));
-  a = hn::BitCast(d32, hn::InterleaveLower(d64, ab_lower, cd_lower));
-  b = hn::BitCast(d32, hn::InterleaveUpper(d64, ab_lower, cd_lower));
-  c = hn::BitCast(d32, hn::InterleaveLower(d64, ab_upper, cd_upper));
-  d = hn::BitCast(d32, hn::InterleaveUpper(d64, ab_upper, cd_upper));
+  StoreScaled(x0, JoinPlanes(x0, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3)),
+              row_scales, y0);
+  StoreScaled(x1, JoinPlanes(x1, SumsOfFour(g0, g1, g2, g3), SumsOfFour(m0, m1, m2, m3)),
+              row_scales, y1);
 }
 
 // Both halves of a vector of nibbles times their activations, each with its block's scale.
@@ -341,10 +329,10 @@ struct TileScales {
   }
 };
 
-// One token × up to four rows of 4-bit weights.
+// The sums of one token with up to four rows of 4-bit weights.
 template <bool kAhead>
-HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& scales,
-                         [[maybe_unused]] const TileRows& ahead, size_t k, float* HWY_RESTRICT y) {
+HWY_INLINE Four SumI4(const Token& x, const TileRows& w, const TileScales& scales,
+                      [[maybe_unused]] const TileRows& ahead, size_t k) {
   const SumTag ds;
   const ByteTag du8;
   const SignedByteTag di8;
@@ -369,8 +357,13 @@ HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& sc
     }
   }
   const auto scale = hn::Set(df, 256.0f * x.scale);
-  StoreSums(df, hn::Mul(a0, scale), hn::Mul(a1, scale), hn::Mul(a2, scale), hn::Mul(a3, scale), 4,
-            y);
+  return SumsOf(df, hn::Mul(a0, scale), hn::Mul(a1, scale), hn::Mul(a2, scale), hn::Mul(a3, scale));
+}
+
+template <bool kAhead>
+HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& scales,
+                         const TileRows& ahead, size_t k, float* HWY_RESTRICT y) {
+  hn::StoreU(SumI4<kAhead>(x, w, scales, ahead, k), FourTag(), y);
 }
 
 // Which four rows a tile takes, and which rows to fetch meanwhile.
@@ -445,41 +438,71 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
   }
 }
 
-// One token times a range of 8-bit rows, which is what decoding a lone sequence mostly does: four
-// streams, one from each quarter of the range, and sums that leave the registers sixteen at a time.
-// Returns how many rows it took; what is left has less than four of each quarter.
-size_t StreamI8(const Token& x, const TypedView& w, size_t row_begin, size_t row_end,
-                float* HWY_RESTRICT y) {
-  const size_t k = RoundUp(w.cols, kAlignment);
+// a, b, c, d as rows of a 4 × 4 matrix: to its columns.
+HWY_INLINE void Transpose(Four& a, Four& b, Four& c, Four& d) {
+  const FourTag df;
+  const hn::Repartition<double, FourTag> dd;
+  const auto ab_lower = hn::BitCast(dd, hn::InterleaveLower(df, a, b));
+  const auto ab_upper = hn::BitCast(dd, hn::InterleaveUpper(df, a, b));
+  const auto cd_lower = hn::BitCast(dd, hn::InterleaveLower(df, c, d));
+  const auto cd_upper = hn::BitCast(dd, hn::InterleaveUpper(df, c, d));
+  a = hn::BitCast(df, hn::InterleaveLower(dd, ab_lower, cd_lower));
+  b = hn::BitCast(df, hn::InterleaveUpper(dd, ab_lower, cd_lower));
+  c = hn::BitCast(df, hn::InterleaveLower(dd, ab_upper, cd_upper));
+  d = hn::BitCast(df, hn::InterleaveUpper(dd, ab_upper, cd_upper));
+}
+
+// A range of rows as four streams, one from each quarter. sum_of(row, quarter) gives the sums of
+// the rows row, row + quarter, …; store(row, sums) takes those of four neighbours. Sixteen rows at
+// a time, inlined: a call and an epilogue a tile take as long as half of its products. Returns how
+// many rows it took; what is left has less than four of each quarter.
+template <class SumFn, class StoreFn>
+HWY_INLINE size_t Stream(size_t row_begin, size_t row_end, const SumFn& sum_of,
+                         const StoreFn& store) {
   const size_t quarter = (row_end - row_begin) / 16 * 4;
-  for (size_t first = row_begin; first < row_begin + quarter; first += 4) {
-    const auto sum = [&](size_t row, FourSums& high, FourSums& low) HWY_ATTR {
-      const TileRows rows =
-          TileRows::Of([&](size_t i) { return w.RowBytes(row + i * quarter); }, 0, 4);
-      SumFourI8<true>(x, rows, rows.Further(kStreamAhead), k, high, low);
-    };
-    FourSums h0, h1, h2, h3, l0, l1, l2, l3;  // by name: vectors of SVE cannot be array elements
-    sum(first, h0, l0);
-    sum(first + 1, h1, l1);
-    sum(first + 2, h2, l2);
-    sum(first + 3, h3, l3);
-    Transpose(h0, h1, h2, h3);
-    Transpose(l0, l1, l2, l3);
-    const auto finish = [&](size_t row, FourSums high, FourSums low)
-                            HWY_ATTR { FinishI8(x, high, low, w.row_scales + row, y + row); };
-    finish(first, h0, l0);
-    finish(first + quarter, h1, l1);
-    finish(first + 2 * quarter, h2, l2);
-    finish(first + 3 * quarter, h3, l3);
+  for (size_t row = row_begin; row < row_begin + quarter; row += 4) {
+    Four a = sum_of(row, quarter), b = sum_of(row + 1, quarter), c = sum_of(row + 2, quarter),
+         d = sum_of(row + 3, quarter);
+    Transpose(a, b, c, d);
+    store(row, a);
+    store(row + quarter, b);
+    store(row + 2 * quarter, c);
+    store(row + 3 * quarter, d);
   }
   return 4 * quarter;
 }
 
+// One token times a range of rows, which is what decoding a lone sequence mostly does.
+size_t StreamRows(const Token& x, const TypedView& w, size_t row_begin, size_t row_end,
+                  float* HWY_RESTRICT y) {
+  const auto tile = [&](size_t row, size_t quarter) HWY_ATTR {
+    return TileRows::Of([&](size_t i) { return w.RowBytes(row + i * quarter); }, 0, 4);
+  };
+  if (w.dtype == DType::kI8) {
+    const size_t k = RoundUp(w.cols, kAlignment);
+    return Stream(
+        row_begin, row_end,
+        [&](size_t row, size_t quarter) HWY_ATTR {
+          const TileRows rows = tile(row, quarter);
+          return SumI8<true>(x, rows, rows.Further(kStreamAhead), k);
+        },
+        [&](size_t row, Four sums) HWY_ATTR { StoreScaled(x, sums, w.row_scales + row, y + row); });
+  }
+  const size_t k = RoundUp(w.cols, kI4Group);
+  return Stream(
+      row_begin, row_end,
+      [&](size_t row, size_t quarter) HWY_ATTR {
+        const TileRows rows = tile(row, quarter);
+        const TileScales scales =
+            TileScales::Of([&](size_t i) { return w.BlockScales(row + i * quarter); }, 0, 4);
+        return SumI4<true>(x, rows, scales, rows.Further(kStreamAhead), k);
+      },
+      [&](size_t row, Four sums) HWY_ATTR { hn::StoreU(sums, FourTag(), y + row); });
+}
+
 void QuantizedMatMulImpl(const QuantizedRows& x, const TypedView& w, size_t row_begin,
                          size_t row_end, const MatView& y) {
-  if (x.rows == 1 && w.dtype == DType::kI8) {
-    row_begin += StreamI8(Token(x, 0), w, row_begin, row_end, y.Row(0));
-  }
+  if (x.rows == 1) row_begin += StreamRows(Token(x, 0), w, row_begin, row_end, y.Row(0));
   MultiplyRows(
       x, w, Quarters{row_end - row_begin}, [&](size_t j) { return row_begin + j; },
       [&](size_t t) { return y.Row(t) + row_begin; });

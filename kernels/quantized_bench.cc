@@ -79,7 +79,9 @@ BENCHMARK(MatMul)
     ->Args({1, 4096, 2304, 1})
     ->Args({8, 4096, 2304, 1})
     ->Args({1, 256, 2304, 0})
-    ->Args({8, 256, 2304, 0});
+    ->Args({8, 256, 2304, 0})
+    ->Args({1, 256, 2304, 1})
+    ->Args({8, 256, 2304, 1});
 
 void Activations(benchmark::State& state) {
   const auto depth = static_cast<size_t>(state.range(0));
