@@ -61,6 +61,10 @@ struct alignas(64) Sums {
   int32_t values[kTileRows][kTileColumns];
 };
 
+// How far ahead of a tile's rows the next bytes are fetched: the hardware prefetcher stops at the
+// end of a page and starts slowly in the next one.
+constexpr size_t kAhead = 1024;
+
 // Sums of 16 rows, `row_stride` bytes apart, with one or two blocks of columns.
 template <bool kTwo>
 FIRESTEEL_AMX void MultiplyRows(const uint8_t* w, size_t row_stride, const int32_t* x,
@@ -68,6 +72,10 @@ FIRESTEEL_AMX void MultiplyRows(const uint8_t* w, size_t row_stride, const int32
   _tile_zero(0);
   if constexpr (kTwo) _tile_zero(1);
   for (size_t i = 0; i < depth; ++i) {
+    for (size_t row = 0; row < kTileRows; ++row) {
+      const uint8_t* const ahead = w + row * row_stride + i * 64 + kAhead;
+      _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+    }
     _tile_loadd(4, w + i * 64, row_stride);
     _tile_loadd(6, x + i * kTileWordsTotal, 64);
     _tile_dpbssd(0, 4, 6);
