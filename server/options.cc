@@ -410,9 +410,28 @@ const std::vector<Option>& Table() {
       Whole<uint32_t>(
           "max-queue-tokens", "Prompt tokens that may wait; more are refused", 1, 1'000'000'000,
           +[](O& o) -> uint32_t& { return o.engine.max_queue_tokens; }),
+      Duration(
+          "max-queue-ms", "MS",
+          "Longest wait, as estimated: a request whose turn would come later is refused; 0: any",
+          absl::Milliseconds(1), 0, 86'400'000,
+          +[](O& o) -> absl::Duration& { return o.engine.max_queue_wait; }),
+      Duration(
+          "ageing-seconds", "SECONDS",
+          "Who has been the next of its client for so long goes before every priority",
+          absl::Seconds(1), 0.001, 86'400,
+          +[](O& o) -> absl::Duration& { return o.engine.ageing; }),
       Bytes<size_t>(
           "kv-cache-bytes", "Memory for keys and values of each model; 0: a share of the memory", 0,
           uint64_t{1} << 46, +[](O& o) -> size_t& { return o.engine.kv_cache_bytes; }),
+      Switch(
+          "prefix-cache", "Prompts are kept for later ones of the same client that begin alike",
+          +[](O& o) -> bool& { return o.engine.prefix_cache; }),
+      Switch(
+          "optimistic-admission",
+          "Requests join by what they take of the KV cache at first, not by their worst case; "
+          "where "
+          "it gets full, those that joined last are computed anew later",
+          +[](O& o) -> bool& { return o.engine.optimistic_admission; }),
       Choice<KvType>(
           "kv-cache-type", "auto|f32|bf16",
           "How keys and values are cached; auto is f32 with --compute f32, bf16 otherwise",

@@ -95,8 +95,15 @@ TEST(OptionsTest, EveryValueReachesItsField) {
                                          "5",
                                          "--max-queue-tokens",
                                          "600",
+                                         "--max-queue-ms",
+                                         "250",
+                                         "--ageing-seconds",
+                                         "2.5",
                                          "--kv-cache-bytes",
                                          "2MiB",
+                                         "--prefix-cache",
+                                         "off",
+                                         "--optimistic-admission",
                                          "--kv-cache-type",
                                          "bf16",
                                          "--max-prompt-tokens",
@@ -135,7 +142,11 @@ TEST(OptionsTest, EveryValueReachesItsField) {
   EXPECT_EQ(options.engine.max_batch_tokens, 64u);
   EXPECT_EQ(options.engine.max_queue_requests, 5u);
   EXPECT_EQ(options.engine.max_queue_tokens, 600u);
+  EXPECT_EQ(options.engine.max_queue_wait, absl::Milliseconds(250));
+  EXPECT_EQ(options.engine.ageing, absl::Seconds(2.5));
   EXPECT_EQ(options.engine.kv_cache_bytes, 2u << 20);
+  EXPECT_FALSE(options.engine.prefix_cache);
+  EXPECT_TRUE(options.engine.optimistic_admission);
   EXPECT_EQ(options.kv_cache_type, kernels::DType::kBF16);
   EXPECT_EQ(options.max_prompt_tokens, 7u);
   EXPECT_EQ(options.max_message_bytes, 64u << 10);
@@ -318,6 +329,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"NoNumberInBuckets", {"--latency-buckets", "0.1,nan"}, {"--latency-buckets"}},
         BadCase{"NegativeBucket", {"--latency-buckets", "-1,1"}, {"--latency-buckets"}},
         BadCase{"NoStall", {"--stall-seconds", "0"}, {"--stall-seconds", "'0'"}},
+        BadCase{"NoAgeing", {"--ageing-seconds", "0"}, {"--ageing-seconds", "'0'", "0.001"}},
+        BadCase{"NegativeWait", {"--max-queue-ms", "-1"}, {"--max-queue-ms", "'-1'"}},
+        BadCase{"CacheIsNeither", {"--prefix-cache", "1"}, {"--prefix-cache", "'1'", "on nor off"}},
         BadCase{"NoPort", {"--address", "localhost"}, {"--address", "'localhost'", "HOST:PORT"}},
         BadCase{"PortTooLarge", {"--address", "a:65536"}, {"--address", "'a:65536'"}},
         BadCase{"NoHost", {"--address", ":80"}, {"--address", "':80'"}},

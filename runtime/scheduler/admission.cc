@@ -13,9 +13,14 @@ namespace {
 // Weight of the latest request in running means.
 constexpr double kMeanWeight = 0.1;
 
+// Hints when to retry are neither a busy loop nor for ever.
+constexpr absl::Duration kMinRetry = absl::Milliseconds(50);
+constexpr absl::Duration kMaxRetry = absl::Seconds(60);
+
 absl::Status Exhausted(absl::string_view message, absl::Duration retry) {
   absl::Status status = absl::ResourceExhaustedError(message);
-  const std::string milliseconds = absl::StrCat(absl::ToInt64Milliseconds(retry));
+  const std::string milliseconds =
+      absl::StrCat(absl::ToInt64Milliseconds(std::clamp(retry, kMinRetry, kMaxRetry)));
   // A view: clang and gcc disagree on the mangled name of Cord's constructor from std::string.
   status.SetPayload(kRetryAfterPayload, absl::Cord(absl::string_view(milliseconds)));
   return status;
@@ -38,39 +43,71 @@ std::optional<Refusal> Admission::Check(const GenerationRequest& request, absl::
                                           options_.max_queue_tokens),
                              RetryAfter())};
   }
-  return CheckDeadline(request, now);
+  return CheckTime(request, now);
 }
 
-// Work that can't be done in time is not begun: it would only take time from others.
-std::optional<Refusal> Admission::CheckDeadline(const GenerationRequest& request,
-                                                absl::Time now) const {
-  if (request.deadline == absl::InfiniteFuture() || !cost_.has_value()) return std::nullopt;
+// As WaitingQueue orders lines: what is more important goes first, equal clients take turns. Ageing
+// is left out: it moves one request in a long while.
+uint32_t Admission::SequencesBefore(const GenerationRequest& request) const {
+  const auto own = lines_.find({request.priority, request.client});
+  const uint32_t own_sequences = own == lines_.end() ? 0 : own->second;
+  uint32_t before = 0;
+  for (auto line = lines_.lower_bound({request.priority, ""}); line != lines_.end(); ++line) {
+    const bool equal = line->first.first == request.priority && line != own;
+    before += equal ? std::min(line->second, own_sequences + request.n) : line->second;
+  }
+  return before;
+}
+
+// What the engine has to do before the request, or beside it.
+Load Admission::LoadBefore(const GenerationRequest& request) const {
   Load load = running_;
-  load.waiting = sequences_;
-  load.prompt_tokens += prompt_tokens_;
-  const double ahead = load.sequences + load.waiting;
-  load.mean_answer =
-      mean_answer_share_ * (running_answer_tokens_ + answer_tokens_) / std::max(1.0, ahead);
+  load.waiting = SequencesBefore(request);
+  if (sequences_ > 0) load.prompt_tokens += prompt_tokens_ * load.waiting / sequences_;
+  load.mean_answer = mean_answer_share_ * (running_answer_tokens_ + answer_tokens_) /
+                     std::max(1u, running_.sequences + sequences_);
   load.max_batch_size = options_.max_batch_size;
   if (mean_answer_tokens_ > 0) load.prompt_per_answer = mean_prompt_tokens_ / mean_answer_tokens_;
+  return load;
+}
+
+// Work that comes too late is not begun: it would only take time from others.
+std::optional<Refusal> Admission::CheckTime(const GenerationRequest& request,
+                                            absl::Time now) const {
+  const bool wait_is_bounded = options_.max_queue_wait > absl::ZeroDuration();
+  const bool has_deadline = request.deadline != absl::InfiniteFuture();
+  if (!cost_.has_value() || !(wait_is_bounded || has_deadline)) return std::nullopt;
+  const Load load = LoadBefore(request);
   const double share = request.stopping.ignore_eos ? 1.0 : mean_answer_share_;
-  const absl::Duration estimate =
-      EstimateCompletion(*cost_, load, static_cast<uint32_t>(request.prompt.size()),
-                         share * request.max_tokens, request.n);
+  const ServiceEstimate estimate =
+      EstimateService(*cost_, load, static_cast<uint32_t>(request.prompt.size()),
+                      share * request.max_tokens, request.n);
+  const std::string because = absl::StrCat(" s, with ", load.sequences, " sequences running and ",
+                                           load.waiting, " waiting before it");
   const absl::Duration left = std::max(request.deadline - now, absl::ZeroDuration());
-  if (estimate <= left) return std::nullopt;
-  return Refusal{RejectionReason::kDeadline,
-                 absl::DeadlineExceededError(absl::StrCat(
-                     "deadline: ", absl::ToDoubleSeconds(left),
-                     " s are left, and at the speed measured so far the request would take about ",
-                     absl::ToDoubleSeconds(estimate), " s, with ", load.sequences,
-                     " sequences running and ", load.waiting, " waiting"))};
+  if (has_deadline && estimate.total > left) {
+    return Refusal{
+        RejectionReason::kDeadline,
+        absl::DeadlineExceededError(absl::StrCat(
+            "deadline: ", absl::ToDoubleSeconds(left),
+            " s are left, and at the speed measured so far the request would take about ",
+            absl::ToDoubleSeconds(estimate.total), because))};
+  }
+  if (wait_is_bounded && estimate.wait > options_.max_queue_wait) {
+    return Refusal{
+        RejectionReason::kQueueWait,
+        Exhausted(absl::StrCat("queue: at the speed measured so far the request would wait about ",
+                               absl::ToDoubleSeconds(estimate.wait), because,
+                               "; the limit is max-queue-ms ",
+                               absl::ToDoubleMilliseconds(options_.max_queue_wait)),
+                  estimate.wait - options_.max_queue_wait)};
+  }
+  return std::nullopt;
 }
 
 // The queue drains by one request each time a place in the batch becomes free.
 absl::Duration Admission::RetryAfter() const {
-  const double seconds = mean_service_seconds_ * (1.0 + requests_) / options_.max_batch_size;
-  return std::clamp(absl::Seconds(seconds), absl::Milliseconds(50), absl::Seconds(60));
+  return absl::Seconds(mean_service_seconds_ * (1.0 + requests_) / options_.max_batch_size);
 }
 
 void Admission::Count(const GenerationRequest& request, int sign) {
@@ -78,6 +115,8 @@ void Admission::Count(const GenerationRequest& request, int sign) {
   sequences_ += static_cast<uint32_t>(sign) * request.n;
   prompt_tokens_ += static_cast<uint64_t>(sign) * request.prompt.size();
   answer_tokens_ += sign * static_cast<double>(request.max_tokens) * request.n;
+  const std::pair line(request.priority, request.client);
+  if ((lines_[line] += static_cast<uint32_t>(sign) * request.n) == 0) lines_.erase(line);
 }
 
 void Admission::LearnEnd(const GenerationRequest& request, const GenerationResult& result) {

@@ -1,10 +1,14 @@
-// Whether a new request may wait: bounds of the queue, and whether its deadline can be met.
+// Whether a new request may wait: bounds of the queue in requests, tokens and time, and whether its
+// deadline can be met.
 
 #ifndef FIRESTEEL_RUNTIME_SCHEDULER_ADMISSION_H_
 #define FIRESTEEL_RUNTIME_SCHEDULER_ADMISSION_H_
 
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -46,13 +50,16 @@ class Admission {
 
  private:
   void Count(const GenerationRequest& request, int sign);
-  std::optional<Refusal> CheckDeadline(const GenerationRequest& request, absl::Time now) const;
+  Load LoadBefore(const GenerationRequest& request) const;
+  uint32_t SequencesBefore(const GenerationRequest& request) const;
+  std::optional<Refusal> CheckTime(const GenerationRequest& request, absl::Time now) const;
   absl::Duration RetryAfter() const;
 
   const EngineOptions options_;
   // Of requests that wait.
   uint32_t requests_ = 0;
   uint32_t sequences_ = 0;
+  std::map<std::pair<int32_t, std::string>, uint32_t> lines_;  // sequences by priority and client
   uint64_t prompt_tokens_ = 0;
   double answer_tokens_ = 0;  // in the worst case
 

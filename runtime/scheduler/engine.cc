@@ -44,6 +44,18 @@ absl::Status CheckOptions(const EngineOptions& options) {
                                                    " is below max-batch-size ",
                                                    options.max_batch_size));
   }
+  if (options.ageing <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ageing-seconds: ", absl::ToDoubleSeconds(options.ageing), " is not above 0"));
+  }
+  for (const auto& [name, value] :
+       {std::pair<const char*, absl::Duration>{"max-queue-ms", options.max_queue_wait},
+        {"target-itl-ms", options.target_itl}}) {
+    if (value < absl::ZeroDuration()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": ", absl::ToDoubleMilliseconds(value), " is below 0"));
+    }
+  }
   return absl::OkStatus();
 }
 

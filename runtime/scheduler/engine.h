@@ -31,7 +31,10 @@ struct EngineOptions {
   uint32_t max_batch_tokens = 256;  // rows of a step, decodes and prefill chunk; ≥ max_batch_size
   uint32_t max_queue_requests = 1024;    // waiting requests; one more is refused
   uint32_t max_queue_tokens = 1u << 20;  // prompt tokens of waiting requests; more are refused
-  size_t kv_cache_bytes = 0;             // 0: DefaultKvCacheBytes
+  /// A request is refused whose turn would come later than this, as estimated from what steps took.
+  /// Its client's place in the queue counts, not only the queue's length. Zero: any wait will do.
+  absl::Duration max_queue_wait = absl::ZeroDuration();
+  size_t kv_cache_bytes = 0;                        // 0: DefaultKvCacheBytes
   kernels::DType kv_dtype = kernels::DType::kBF16;  // how the cache holds keys and values
   /// Whether prompts are kept for later ones that begin alike.
   bool prefix_cache = true;
@@ -69,7 +72,7 @@ class Engine {
   virtual ~Engine() = default;
 
   /// Queues a request, or refuses it before any work and never calls the sink:
-  /// InvalidArgument (prompt and limits), ResourceExhausted (queue, tokens, KV), Unavailable
+  /// InvalidArgument (prompt and limits), ResourceExhausted (queue, tokens, wait, KV), Unavailable
   /// (draining), DeadlineExceeded (at the speed measured so far its deadline can't be met; the
   /// message has the estimate). A ResourceExhausted that may pass carries the payload
   /// kRetryAfterPayload.

@@ -652,6 +652,12 @@ TEST_F(EngineTest, OptionsAreChecked) {
   EXPECT_THAT(std::string(create({.max_queue_tokens = 0}).message()),
               HasSubstr("max-queue-tokens"));
   EXPECT_THAT(std::string(create({.kv_cache_bytes = 5}).message()), HasSubstr("kv-cache-bytes 5"));
+  EXPECT_THAT(std::string(create({.ageing = absl::ZeroDuration()}).message()),
+              HasSubstr("ageing-seconds: 0"));
+  EXPECT_THAT(std::string(create({.max_queue_wait = absl::Milliseconds(-5)}).message()),
+              HasSubstr("max-queue-ms: -5"));
+  EXPECT_THAT(std::string(create({.target_itl = absl::Milliseconds(-1)}).message()),
+              HasSubstr("target-itl-ms: -1"));
   weights_ = MakeSyntheticWeights(SmallConfig(), kernels::DType::kF32, 3);
   EXPECT_EQ(Engine::Create(weights_, tokenizer_, ComputeType::kBF16, {}, &pool, &observer_)
                 .status()

@@ -8,6 +8,8 @@ const char* RejectionReasonName(RejectionReason reason) {
       return "queue_full";
     case RejectionReason::kQueueTokens:
       return "queue_tokens";
+    case RejectionReason::kQueueWait:
+      return "queue_wait";
     case RejectionReason::kKvCache:
       return "kv_cache";
     case RejectionReason::kDraining:

@@ -15,9 +15,17 @@
 namespace firesteel {
 
 /// Why a request was refused before any work. Names for labels: "queue_full", "queue_tokens",
-/// "kv_cache", "draining", "deadline" (it could not be met).
-enum class RejectionReason : uint8_t { kQueueFull, kQueueTokens, kKvCache, kDraining, kDeadline };
-inline constexpr size_t kNumRejectionReasons = 5;
+/// "queue_wait" (its turn would come too late), "kv_cache", "draining", "deadline" (it could not be
+/// met).
+enum class RejectionReason : uint8_t {
+  kQueueFull,
+  kQueueTokens,
+  kQueueWait,
+  kKvCache,
+  kDraining,
+  kDeadline
+};
+inline constexpr size_t kNumRejectionReasons = 6;
 const char* RejectionReasonName(RejectionReason reason);
 
 enum class StepPhase : uint8_t { kPrefill, kDecode, kMixed };

@@ -48,8 +48,8 @@ StepCost StepCostFit::cost() const {
   return {.step = x[0], .prefill_token = x[1], .decode_row = x[2], .context = x[3]};
 }
 
-absl::Duration EstimateCompletion(const StepCost& cost, const Load& load, uint32_t prompt_tokens,
-                                  double decode_tokens, uint32_t sequences) {
+ServiceEstimate EstimateService(const StepCost& cost, const Load& load, uint32_t prompt_tokens,
+                                double decode_tokens, uint32_t sequences) {
   const double ahead = load.sequences + load.waiting;
   const double places = load.max_batch_size;
   // How full the batch is while this request runs, and what a step takes then: a row for each
@@ -66,7 +66,7 @@ absl::Duration EstimateCompletion(const StepCost& cost, const Load& load, uint32
                           : cost.prefill_token * static_cast<double>(load.prompt_tokens);
   const double own =
       cost.step + cost.prefill_token * prompt_tokens + std::max(0.0, decode_tokens - 1) * step;
-  return absl::Seconds(wait + own);
+  return {.wait = absl::Seconds(wait), .total = absl::Seconds(wait + own)};
 }
 
 }  // namespace firesteel

@@ -1,5 +1,5 @@
 // What a step takes, as a linear model of what it computes: learned while serving, for estimates of
-// when a request would be done, and the clock of the simulator.
+// when a request would be served, and the clock of the simulator.
 
 #ifndef FIRESTEEL_RUNTIME_SCHEDULER_STEP_COST_H_
 #define FIRESTEEL_RUNTIME_SCHEDULER_STEP_COST_H_
@@ -64,11 +64,17 @@ struct Load {
   uint32_t max_batch_size = 1;   // sequences at once
 };
 
-/// When a new request would be done, from now: it shares the batch with what is before it or, where
-/// the batch is full, waits until so many have ended that it has a place. `prompt_tokens` and
-/// `decode_tokens` of the request itself, the latter each sequence's.
-absl::Duration EstimateCompletion(const StepCost& cost, const Load& load, uint32_t prompt_tokens,
-                                  double decode_tokens, uint32_t sequences);
+/// When a new request would be served, from now.
+struct ServiceEstimate {
+  absl::Duration wait;   // until its own prompt begins
+  absl::Duration total;  // until it is done
+};
+
+/// It shares the batch with what is before it or, where the batch is full, waits until so many have
+/// ended that it has a place. `prompt_tokens` and `decode_tokens` of the request itself, the latter
+/// each sequence's.
+ServiceEstimate EstimateService(const StepCost& cost, const Load& load, uint32_t prompt_tokens,
+                                double decode_tokens, uint32_t sequences);
 
 }  // namespace firesteel
 

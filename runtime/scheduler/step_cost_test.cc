@@ -48,14 +48,18 @@ TEST(StepCostFit, UnseenTermsCostNothing) {
   for (const double term : {cost.step, cost.decode_row, cost.context}) EXPECT_GE(term, 0);
 }
 
-TEST(EstimateCompletion, Table) {
+TEST(EstimateService, Table) {
   const StepCost cost = {.step = 0.010, .prefill_token = 0.001, .decode_row = 0.002};
   const auto seconds = [&](Load load, uint32_t prompt, double answer, uint32_t n = 1) {
-    return absl::ToDoubleSeconds(EstimateCompletion(cost, load, prompt, answer, n));
+    return absl::ToDoubleSeconds(EstimateService(cost, load, prompt, answer, n).total);
+  };
+  const auto wait = [&](Load load) {
+    return absl::ToDoubleSeconds(EstimateService(cost, load, 100, 11, 1).wait);
   };
   // Alone: a step with the prompt, then a step of one row for each further token.
   EXPECT_NEAR(seconds({.max_batch_size = 4}, 100, 11), 0.110 + 10 * 0.012, 1e-9);
   EXPECT_NEAR(seconds({.max_batch_size = 4}, 100, 0), 0.110, 1e-9);
+  EXPECT_EQ(wait({.max_batch_size = 4}), 0);
   // Beside two others: longer steps, but no waiting.
   const Load two = {.sequences = 2, .mean_answer = 40, .max_batch_size = 4};
   EXPECT_NEAR(seconds(two, 100, 11), 0.110 + 10 * 0.016, 1e-9);
@@ -63,10 +67,12 @@ TEST(EstimateCompletion, Table) {
   Load prompts = two;
   prompts.prompt_tokens = 300;
   EXPECT_NEAR(seconds(prompts, 100, 11), 0.300 + 0.110 + 10 * 0.016, 1e-9);
+  EXPECT_NEAR(wait(prompts), 0.300, 1e-9);
   // A full batch of four, as many waiting: five of eight have to go before it comes, one every ten
   // steps.
   const Load full = {.sequences = 4, .waiting = 4, .mean_answer = 40, .max_batch_size = 4};
   EXPECT_NEAR(seconds(full, 100, 11), 50 * 0.018 + 0.110 + 10 * 0.018, 1e-9);
+  EXPECT_NEAR(wait(full), 50 * 0.018, 1e-9);
   // Who ends is followed by another, with two tokens of a prompt for each token of an answer.
   Load busy = full;
   busy.prompt_per_answer = 2;
