@@ -138,7 +138,7 @@ ChunkBudget::ChunkBudget(absl::Duration target, uint32_t max_tokens)
     : target_(target),
       max_tokens_(max_tokens),
       min_tokens_(std::min(kMinTokens, max_tokens)),
-      tokens_(max_tokens) {}
+      tokens_(target > absl::ZeroDuration() ? min_tokens_ : max_tokens) {}
 
 void ChunkBudget::Update(uint32_t prefill_tokens, absl::Duration duration) {
   if (target_ <= absl::ZeroDuration()) return;

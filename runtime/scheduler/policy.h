@@ -76,9 +76,10 @@ struct StepPlan {
 /// admitted first is never preempted unless it is alone and exceeds the whole cache.
 StepPlan PlanStep(const SchedulerSnapshot& snapshot);
 
-/// The prefill budget of steps in which something decodes. Steps that took longer than the target
-/// shrink it in proportion, faster ones let it grow by a quarter. Without a target it stays at its
-/// maximum. Not thread-safe.
+/// The prefill budget of steps in which something decodes. With a target it begins at its least:
+/// nothing is known yet, and running streams must not pay for finding out. Steps that took longer
+/// than the target shrink it in proportion, faster ones let it grow by a quarter. Without a target
+/// it stays at its maximum. Not thread-safe.
 class ChunkBudget {
  public:
   static constexpr uint32_t kMinTokens = 16;

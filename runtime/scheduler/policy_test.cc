@@ -273,6 +273,9 @@ TEST(ChunkBudget, NoTargetNoChange) {
 
 TEST(ChunkBudget, ShrinksInProportionAndGrowsBack) {
   ChunkBudget budget(absl::Milliseconds(20), 256);
+  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens) << "nobody pays for finding out";
+  for (int i = 0; i < 100; ++i) budget.Update(budget.tokens(), absl::Milliseconds(1));
+  EXPECT_EQ(budget.tokens(), 256u);
   budget.Update(256, absl::Milliseconds(40));
   EXPECT_EQ(budget.tokens(), 128u);
   budget.Update(128, absl::Milliseconds(18));  // close to the target: stays
