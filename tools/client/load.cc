@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
@@ -19,7 +20,7 @@ namespace {
 constexpr uint32_t kMaxConcurrency = 100'000;
 constexpr double kMinRate = 1e-3;
 constexpr double kMaxRate = 100'000;
-constexpr uint32_t kMaxPromptTokens = 1'000'000;
+constexpr uint32_t kMaxLength = 1'000'000;
 constexpr double kMaxSeconds = 86'400;
 
 const std::vector<std::string>& StoryOpenings() {
@@ -73,16 +74,19 @@ v1::GenerateRequest MakeRequest(const LoadOptions& options, const Target& target
   v1::GenerateRequest request;
   request.set_model(options.model);
   const uint64_t seed = options.seed + number;
-  if (options.prompt_tokens > 0) {
-    std::mt19937_64 random(seed);
-    std::uniform_int_distribution<uint32_t> id(0, std::max(1u, target.vocabulary) - 1);
-    for (uint32_t i = 0; i < options.prompt_tokens; ++i) {
-      request.mutable_token_ids()->add_ids(id(random));
+  std::mt19937_64 random(seed);
+  const auto pick = [&random](const LengthRange& range) {
+    return std::uniform_int_distribution<uint32_t>(range.min, range.max)(random);
+  };
+  request.set_max_tokens(pick(options.max_tokens));
+  if (options.prompt_tokens.max > 0) {
+    const uint32_t length = pick(options.prompt_tokens);
+    for (uint32_t i = 0; i < length; ++i) {
+      request.mutable_token_ids()->add_ids(pick({0, std::max(1u, target.vocabulary) - 1}));
     }
   } else {
     request.set_prompt(prompts[number % prompts.size()]);
   }
-  request.set_max_tokens(options.max_tokens);
   request.mutable_sampling()->set_seed(seed);
   if (options.temperature) request.mutable_sampling()->set_temperature(*options.temperature);
   request.mutable_stopping()->set_ignore_eos(options.ignore_eos);
@@ -168,6 +172,21 @@ void AddDuration(CLI::App& command, const char* name, absl::Duration& field, abs
       ->type_name("DURATION");
 }
 
+void AddLengths(CLI::App& command, const char* name, LengthRange& field, const char* help) {
+  command
+      .add_option_function<std::string>(
+          name,
+          [name, &field](const std::string& text) {
+            const absl::StatusOr<LengthRange> range = ParseLengths(text);
+            if (!range.ok()) {
+              throw CLI::ValidationError(name, std::string(range.status().message()));
+            }
+            field = *range;
+          },
+          help)
+      ->type_name("N|MIN-MAX");
+}
+
 void AddPlanOptions(CLI::App& command, LoadOptions& options) {
   auto* const concurrency =
       command
@@ -224,12 +243,10 @@ void AddRequestOptions(CLI::App& command, LoadOptions& options) {
       .add_option("--prompts-file", options.prompts_file,
                   "A file of prompts, one a line, taken in turn")
       ->excludes(prompt);
-  command
-      .add_option("--prompt-tokens", options.prompt_tokens,
-                  "Prompts of exactly this many random tokens")
-      ->check(CLI::Range(1u, kMaxPromptTokens));
-  command.add_option("--max-tokens", options.max_tokens, "Most tokens to generate")
-      ->capture_default_str();
+  AddLengths(command, "--prompt-tokens", options.prompt_tokens,
+             "Prompts of exactly this many random tokens; a range: evenly drawn from it");
+  AddLengths(command, "--max-tokens", options.max_tokens,
+             "Most tokens to generate (default: 64); a range: evenly drawn from it");
   command.add_flag("--ignore-eos", options.ignore_eos, "Always generate --max-tokens");
   command.add_option("--temperature", options.temperature, "0: always the most probable token");
   command.add_option("--seed", options.seed, "Makes prompts, draws and gaps repeatable")
@@ -237,6 +254,18 @@ void AddRequestOptions(CLI::App& command, LoadOptions& options) {
 }
 
 }  // namespace
+
+absl::StatusOr<LengthRange> ParseLengths(const std::string& text) {
+  const std::vector<std::string> ends = absl::StrSplit(text, '-');
+  LengthRange range;
+  if (ends.size() > 2 || !absl::SimpleAtoi(ends.front(), &range.min) ||
+      !absl::SimpleAtoi(ends.back(), &range.max) || range.min < 1 || range.max < range.min ||
+      range.max > kMaxLength) {
+    return absl::InvalidArgumentError(absl::StrCat("'", text, "' is neither a number from 1 to ",
+                                                   kMaxLength, " nor a range such as 16-256"));
+  }
+  return range;
+}
 
 absl::StatusOr<LoadObjectives> ParseObjectives(const std::string& text) {
   LoadObjectives objectives;
@@ -295,7 +324,7 @@ int RunLoad(const LoadOptions& options, Console& console, Interrupt* interrupt) 
                            .model = target.model,
                            .arrivals = Arrivals(options.plan),
                            .warm_up_seconds = absl::ToDoubleSeconds(options.plan.warm_up),
-                           .max_tokens = options.max_tokens,
+                           .max_tokens = options.max_tokens.max,
                            .objectives = options.objectives};
   const LoadSummary summary = Summarize(records, options.objectives);
   console.out << (options.json ? LoadJson(setup, summary) + "\n" : LoadTable(setup, summary))

@@ -19,6 +19,12 @@
 
 namespace firesteel::client {
 
+/// Lengths, drawn evenly from a range; a single one where both ends are the same.
+struct LengthRange {
+  uint32_t min = 0;
+  uint32_t max = 0;
+};
+
 /// What the command line says.
 struct LoadOptions {
   ConnectionOptions connection;
@@ -27,8 +33,8 @@ struct LoadOptions {
   std::string model;
   std::vector<std::string> prompts;  // taken in turn; none: a few openings of stories
   std::string prompts_file;          // one a line
-  uint32_t prompt_tokens = 0;        // instead of prompts: so many random token ids
-  uint32_t max_tokens = 64;
+  LengthRange prompt_tokens;         // instead of prompts: so many random token ids; 0: prompts
+  LengthRange max_tokens = {64, 64};
   bool ignore_eos = false;
   std::optional<float> temperature;
   uint64_t seed = 0;  // of the requests, counting up, and of the gaps
@@ -38,6 +44,9 @@ struct LoadOptions {
 
 /// Adds the command; its callback stores the exit status. All references outlive the parse.
 void AddLoadCommand(CLI::App& app, Console& console, Interrupt* interrupt, int& exit_status);
+
+/// "64", or "16-256". Error: names what is wrong.
+absl::StatusOr<LengthRange> ParseLengths(const std::string& text);
 
 /// "ttft=500ms,itl=50ms,e2e=10s", any of them. Error: names what is wrong.
 absl::StatusOr<LoadObjectives> ParseObjectives(const std::string& text);

@@ -125,8 +125,10 @@ chart("timeline", [["requests due", "due"], ["succeeded", "succeeded"], ["failed
     .map(([name, key]) => ({name, points: line(key)})), {xLabel: "seconds"});
 chart("timeline", [{name: "tokens", points: line("tokens")}], {xLabel: "seconds"});
 const errors = Object.entries(report.errors);
-fill("errors", ["code", "requests", "for example"], errors.length ?
-    errors.map(([code, e]) => [code, e.count, e.example]) : [["none", "", ""]]);
+fill("errors", ["code", "requests", "p50", "p99", "max", "for example"], errors.length ?
+    errors.map(([code, e]) => [code, e.count,
+        ...["p50", "p99", "max"].map(c => e.latency_seconds.count ? seconds(e.latency_seconds[c]) : ""), e.example]) :
+    [["none", "", "", "", "", ""]]);
 </script></body></html>
 )html";
 

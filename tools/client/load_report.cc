@@ -67,6 +67,16 @@ class SparsityMeans {
   double weight_ = 0, ffn_ = 0, positions_ = 0, attended_ = 0, flops_ = 0;
 };
 
+/// Latencies of failures by code.
+using FailureTimes = std::map<std::string, std::vector<double>>;
+
+void CountFailure(const LoadRecord& record, LoadSummary* summary, FailureTimes* times) {
+  const std::string code = record.not_sent ? "NOT_SENT" : StatusCodeName(record.code);
+  LoadError& error = summary->errors[code];
+  if (++error.count == 1) error.example = record.message;
+  if (!record.not_sent) (*times)[code].push_back(record.end - record.due);
+}
+
 std::string Time(double seconds) { return ShortDuration(absl::Seconds(seconds)); }
 
 void AddRow(const char* name, const LoadDistribution& d, std::string* table) {
@@ -133,6 +143,7 @@ LoadDistribution Distribute(std::vector<double>& values) {
 LoadSummary Summarize(const std::vector<LoadRecord>& records, const LoadObjectives& objectives) {
   LoadSummary summary;
   std::vector<double> ttft, itl, e2e, queue;
+  FailureTimes failures;
   SparsityMeans sparsity;
   double begin = 0, end = 0;
   for (const LoadRecord& record : records) {
@@ -145,8 +156,7 @@ LoadSummary Summarize(const std::vector<LoadRecord>& records, const LoadObjectiv
     end = std::max(end, record.end);
     ++summary.requests;
     if (record.code != grpc::StatusCode::OK) {
-      LoadError& error = summary.errors[record.not_sent ? "NOT_SENT" : StatusCodeName(record.code)];
-      if (++error.count == 1) error.example = record.message;
+      CountFailure(record, &summary, &failures);
       continue;
     }
     ++summary.succeeded;
@@ -165,6 +175,7 @@ LoadSummary Summarize(const std::vector<LoadRecord>& records, const LoadObjectiv
   summary.itl = Distribute(itl);
   summary.e2e = Distribute(e2e);
   summary.queue = Distribute(queue);
+  for (auto& [code, times] : failures) summary.errors[code].latency = Distribute(times);
   sparsity.Store(&summary);
   return summary;
 }
@@ -192,6 +203,7 @@ std::string LoadTable(const LoadSetup& setup, const LoadSummary& summary) {
   AddRow("inter-token latency", summary.itl, &table);
   AddRow("end to end", summary.e2e, &table);
   AddRow("queue, by the server", summary.queue, &table);
+  for (const auto& [code, error] : summary.errors) AddRow(code.c_str(), error.latency, &table);
   if (summary.succeeded > 0) {
     absl::StrAppendFormat(
         &table, "\nFFN %.1f%% active, attended %.1f positions (%.1f%%), FLOPs skipped %.1f%%\n",
@@ -213,7 +225,9 @@ std::string LoadTable(const LoadSetup& setup, const LoadSummary& summary) {
 std::string LoadJson(const LoadSetup& setup, const LoadSummary& summary) {
   Json errors = Json::object();
   for (const auto& [code, error] : summary.errors) {
-    errors[code] = {{"count", error.count}, {"example", error.example}};
+    errors[code] = {{"count", error.count},
+                    {"example", error.example},
+                    {"latency_seconds", ToJson(error.latency)}};
   }
   const double failed = static_cast<double>(summary.requests - summary.succeeded);
   const Json json = {

@@ -66,6 +66,7 @@ struct LoadSecond {
 struct LoadError {
   uint64_t count = 0;
   std::string example;
+  LoadDistribution latency;  // until it came; nothing for requests that were not sent
 };
 
 struct LoadSummary {
@@ -94,7 +95,7 @@ struct LoadSetup {
   std::string model;
   std::string arrivals;  // "closed loop, 8 at once", "open loop, Poisson, 20/s"
   double warm_up_seconds = 0;
-  uint32_t max_tokens = 0;
+  uint32_t max_tokens = 0;  // of the longest answers that were asked for
   LoadObjectives objectives;
 };
 

@@ -10,6 +10,7 @@
 namespace firesteel::client {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -26,9 +27,10 @@ LoadRecord Succeeded(double due, double ttft, double itl, uint32_t tokens) {
   return record;
 }
 
-LoadRecord Failed(double due, grpc::StatusCode code, std::string message) {
+LoadRecord Failed(double due, grpc::StatusCode code, std::string message, double took = 0) {
   LoadRecord record;
-  record.due = record.end = due;
+  record.due = due;
+  record.end = due + took;
   record.code = code;
   record.message = std::move(message);
   return record;
@@ -99,8 +101,8 @@ TEST(LoadReportTest, GoodputCountsThoseWithinAllObjectives) {
 
 TEST(LoadReportTest, FailuresAreCountedByCodeAndLeftOutOfLatencies) {
   std::vector<LoadRecord> records = {Succeeded(0, 0.1, 0.1, 2),
-                                     Failed(0, grpc::StatusCode::UNAVAILABLE, "first"),
-                                     Failed(0, grpc::StatusCode::UNAVAILABLE, "second"),
+                                     Failed(0, grpc::StatusCode::UNAVAILABLE, "first", 0.002),
+                                     Failed(1, grpc::StatusCode::UNAVAILABLE, "second", 0.006),
                                      Failed(0, grpc::StatusCode::RESOURCE_EXHAUSTED, "queue"),
                                      Failed(0, grpc::StatusCode::RESOURCE_EXHAUSTED, "open")};
   records.back().not_sent = true;
@@ -110,8 +112,15 @@ TEST(LoadReportTest, FailuresAreCountedByCodeAndLeftOutOfLatencies) {
   ASSERT_EQ(summary.errors.size(), 3u);
   EXPECT_EQ(summary.errors.at("UNAVAILABLE").count, 2u);
   EXPECT_EQ(summary.errors.at("UNAVAILABLE").example, "first");
+  EXPECT_DOUBLE_EQ(summary.errors.at("UNAVAILABLE").latency.p50, 0.002);
+  EXPECT_NEAR(summary.errors.at("UNAVAILABLE").latency.max, 0.006, 1e-9);
   EXPECT_EQ(summary.errors.at("NOT_SENT").count, 1u);
+  EXPECT_EQ(summary.errors.at("NOT_SENT").latency.count, 0u);
   EXPECT_THAT(LoadTable({}, summary), HasSubstr("failed with UNAVAILABLE: 2, e.g. first\n"));
+  EXPECT_THAT(LoadTable({}, summary),
+              ContainsRegex("\nUNAVAILABLE +4[.0]* ms +2[.0]* ms +6[.0]* ms"));
+  const auto json = nlohmann::json::parse(LoadJson({}, summary));
+  EXPECT_NEAR(json["errors"]["UNAVAILABLE"]["latency_seconds"]["p99"], 0.006, 1e-9);
 }
 
 TEST(LoadReportTest, SparsityIsWeightedByTokens) {

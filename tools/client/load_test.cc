@@ -28,6 +28,7 @@ namespace firesteel::client {
 namespace {
 
 using ::testing::Each;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
@@ -235,6 +236,19 @@ TEST_F(LoadTest, RequestsAreAsAskedForAndRepeatable) {
   EXPECT_EQ(generation_.requests[2].SerializeAsString(), first.SerializeAsString());
 }
 
+TEST_F(LoadTest, LengthsAreDrawnFromRanges) {
+  EXPECT_EQ(Run({"--prompt-tokens", "3-6", "--max-tokens", "8-9", "--requests", "40"}), kSucceeded)
+      << err_.str();
+  std::set<int> prompts;
+  std::set<uint32_t> answers;
+  for (const v1::GenerateRequest& request : generation_.requests) {
+    prompts.insert(request.token_ids().ids_size());
+    answers.insert(request.max_tokens());
+  }
+  EXPECT_THAT(prompts, ElementsAre(3, 4, 5, 6));
+  EXPECT_THAT(answers, ElementsAre(8u, 9u));
+}
+
 TEST_F(LoadTest, PromptsComeFromAFileInTurn) {
   const std::string path = testing::TempDir() + "/prompts";
   std::ofstream(path) << "one\n\ntwo\n";
@@ -269,6 +283,10 @@ TEST_F(LoadTest, WhatIsWrongIsNamedAndNothingSent) {
                                              {"--slo", "p99=1s"},
                                              {"--slo", "itl=-1s"},
                                              {"--prompt-tokens", "0"},
+                                             {"--prompt-tokens", "9-8"},
+                                             {"--prompt-tokens", "1-2-3"},
+                                             {"--max-tokens", "-5"},
+                                             {"--max-tokens", "1000001"},
                                              {"--prompt-tokens", "3", "--prompt", "x"},
                                              {"--prompts-file", "/nowhere"},
                                              {"--html", "/nowhere/page.html"}}) {
