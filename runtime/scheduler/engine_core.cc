@@ -420,6 +420,10 @@ void EngineCore::Report(absl::Duration duration) {
   for (const StepSlice& slice : step_) {
     (slice.decodes ? report.decode_tokens : report.prefill_tokens) += slice.tokens;
   }
+  for (const SequenceSlice& slice : batch_) {
+    const uint64_t n = slice.tokens.size();
+    report.context += n * slice.position + n * (n - 1) / 2;
+  }
   report.phase = report.prefill_tokens == 0  ? StepPhase::kDecode
                  : report.decode_tokens == 0 ? StepPhase::kPrefill
                                              : StepPhase::kMixed;
@@ -456,14 +460,10 @@ void EngineCore::Report(absl::Duration duration) {
 }
 
 void EngineCore::LearnCost(const StepReport& report) {
-  StepWork work;
-  work.prefill_tokens = report.prefill_tokens;
-  work.decode_rows = report.decode_tokens;
-  for (const SequenceSlice& slice : batch_) {
-    const uint64_t n = slice.tokens.size();
-    work.context += n * slice.position + n * (n - 1) / 2;
-  }
-  cost_fit_.Add(work, report.duration);
+  cost_fit_.Add({.prefill_tokens = report.prefill_tokens,
+                 .decode_rows = report.decode_tokens,
+                 .context = report.context},
+                report.duration);
   if (++steps_ % kStepsPerFit != 0 || !cost_fit_.known()) return;
   const StepCost cost = cost_fit_.cost();
   MutexLock lock(&mutex_);

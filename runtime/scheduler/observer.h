@@ -40,6 +40,7 @@ struct StepReport {
   uint32_t sequences = 0;  // in the batch, prefilling or decoding
   uint32_t prefill_tokens = 0;
   uint32_t decode_tokens = 0;
+  uint64_t context = 0;               // positions before each of these tokens, summed
   uint32_t prefix_cache_queries = 0;  // prompt tokens of requests that joined for this step
   uint32_t prefix_cache_hits = 0;     // those of them that the cache had
   uint32_t preemptions = 0;           // requests that lost their place to others before this step

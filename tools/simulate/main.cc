@@ -37,8 +37,9 @@ struct Options {
   EngineOptions engine;
   size_t kv_cache_tokens = 0;
   size_t context_tokens = 1024;
+  double max_queue_ms = 0;
+  double ageing_seconds = 10;
   double target_itl_ms = 0;
-  bool no_prefix_cache = false;
   bool static_batches = false;
   bool real = false;
   Objectives objectives;
@@ -94,20 +95,16 @@ void Declare(CLI::App& app, Options& o) {
   app.add_option("--seed", o.poisson.seed, "Of the trace")->capture_default_str()->group(load);
 
   const char* const cost = "Cost of a step";
-  auto* const given =
-      app.add_option("--cost", o.cost,
-                     "Seconds of a step, and of each prefill token, decode row and position of "
-                     "context in it")
-          ->expected(4)
-          ->delimiter(',')
-          ->check(CLI::Range(0.0, 1e3))
-          ->group(cost);
+  app.add_option("--cost", o.cost,
+                 "Seconds of a step, and of each prefill token, decode row and position of "
+                 "context in it; measured where not given")
+      ->expected(4)
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1e3))
+      ->group(cost);
   auto* const model =
-      app.add_option("--model", o.model, "Measures it of this folder or packed file")
-          ->excludes(given)
-          ->group(cost);
-  app.add_option("--shape", o.shape, "Measures it of synthetic weights of this shape")
-      ->excludes(given)
+      app.add_option("--model", o.model, "Of this folder or packed file")->group(cost);
+  app.add_option("--shape", o.shape, "Of synthetic weights of this shape")
       ->excludes(model)
       ->group(cost);
   app.add_option("--threads", o.threads, "For measuring")
@@ -135,6 +132,13 @@ void Declare(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str()
       ->group(engine);
+  app.add_option("--max-queue-ms", o.max_queue_ms, "As the server's")
+      ->check(CLI::Range(0.0, 8.64e7))
+      ->group(engine);
+  app.add_option("--ageing-seconds", o.ageing_seconds, "As the server's")
+      ->check(CLI::Range(1e-3, 86400.0))
+      ->capture_default_str()
+      ->group(engine);
   app.add_option("--kv-cache-tokens", o.kv_cache_tokens,
                  "Positions that are cached; 0: a context for each sequence of the batch")
       ->check(CLI::Range(0, 1 << 26))
@@ -146,10 +150,13 @@ void Declare(CLI::App& app, Options& o) {
   app.add_option("--target-itl-ms", o.target_itl_ms, "As the server's")
       ->check(CLI::Range(0.0, 6e4))
       ->group(engine);
-  app.add_flag("--optimistic", o.engine.optimistic_admission,
-               "Admits by what a request takes at first")
+  app.add_option("--prefix-cache", o.engine.prefix_cache, "As the server's: on or off")
+      ->default_str("on")
       ->group(engine);
-  app.add_flag("--no-prefix-cache", o.no_prefix_cache, "Shares no prompts")->group(engine);
+  app.add_option("--optimistic-admission", o.engine.optimistic_admission,
+                 "As the server's: on or off")
+      ->default_str("off")
+      ->group(engine);
   app.add_flag("--static-batches", o.static_batches,
                "Takes max-batch-size requests at a time and waits for all, for comparison")
       ->group(engine);
@@ -183,13 +190,14 @@ void Print(const char* title, const Outcome& outcome, const Options& o) {
 
 int Run(Options o) {
   o.engine.target_itl = absl::Milliseconds(o.target_itl_ms);
-  o.engine.prefix_cache = !o.no_prefix_cache;
+  o.engine.max_queue_wait = absl::Milliseconds(o.max_queue_ms);
+  o.engine.ageing = absl::Seconds(o.ageing_seconds);
   o.objectives = {.ttft_seconds = o.ttft_ms / 1e3, .itl_seconds = o.itl_ms / 1e3};
-  const bool measures = !o.model.empty() || !o.shape.empty();
-  if (!measures && o.cost.empty()) {
+  const bool has_model = !o.model.empty() || !o.shape.empty();
+  if (!has_model && o.cost.empty()) {
     return Fail(absl::InvalidArgumentError("one of --cost, --model and --shape is needed"));
   }
-  if (!measures && o.real) {
+  if (!has_model && o.real) {
     return Fail(absl::InvalidArgumentError("--real needs --model or --shape"));
   }
   if (o.engine.max_batch_tokens < o.engine.max_batch_size) {
@@ -199,12 +207,16 @@ int Run(Options o) {
   }
   std::shared_ptr<const ModelWeights> weights;
   StepCost cost;
-  if (measures) {
+  if (has_model) {
     auto loaded = LoadModel(o);
     if (!loaded.ok()) return Fail(loaded.status());
     weights = *std::move(loaded);
     o.context_tokens = weights->config.max_position_embeddings;
-    cost = MeasureCost(weights, o.engine, o.threads);
+  }
+  if (o.cost.empty()) {
+    const auto measured = MeasureCost(weights, o.engine, o.threads);
+    if (!measured.ok()) return Fail(measured.status());
+    cost = *measured;
   } else {
     cost = {.step = o.cost[0],
             .prefill_token = o.cost[1],

@@ -1,15 +1,11 @@
 // The real engine beside the simulated one: the same trace in real time, and what steps cost.
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "runtime/model/kv_cache.h"
-#include "runtime/model/transformer.h"
-#include "runtime/sampling/sampler.h"
 #include "runtime/threading/mutex.h"
 #include "runtime/threading/worker_pool.h"
 #include "tools/simulate/simulator.h"
@@ -62,7 +58,7 @@ absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
                                    const EngineOptions& options, size_t threads, Intake intake,
                                    const Objectives& objectives) {
   WorkerPool pool(threads);
-  Recorder recorder(objectives);
+  Recorder recorder(objectives, options.clock);
   const size_t vocab = weights->config.vocab_size;
   auto engine = Engine::Create(weights, std::make_shared<NoText>(), ComputeFor(*weights), options,
                                &pool, &recorder);
@@ -93,77 +89,26 @@ absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
   return outcome;
 }
 
-StepCost MeasureCost(const std::shared_ptr<const ModelWeights>& weights,
-                     const EngineOptions& options, size_t threads) {
-  const ModelConfig& config = weights->config;
-  const size_t context = std::min<size_t>(config.max_position_embeddings, 1024);
-  const size_t batch = options.max_batch_size;
-  WorkerPool pool(threads);
-  auto cache = KvBlockPool::Create(config, options.kv_dtype,
-                                   (batch + 1) * KvBlockPool::BlocksFor(context) *
-                                       KvBlockPool::BytesPerBlock(config, options.kv_dtype));
-  Transformer model(weights, ComputeFor(*weights), options.kv_dtype, &pool,
-                    options.max_batch_tokens, batch);
-  std::vector<KvLease> leases;
-  for (size_t i = 0; i <= batch; ++i) leases.push_back(*(*cache)->Lease(context));
-  std::vector<int32_t> text(context);
-  for (size_t i = 0; i < context; ++i) {
-    text[i] = static_cast<int32_t>(3 + i * 7919 % (config.vocab_size - 3));
-  }
-  StepCostFit fit;
-  Sampler sampler;
-  const auto step = [&](size_t rows, size_t position, size_t prefill) {
-    std::vector<SequenceSlice> slices;
-    StepWork work;
-    const auto add = [&](size_t lease, size_t at, size_t tokens) {
-      SequenceSlice slice;
-      slice.tokens = std::span(text).subspan(at, tokens);
-      slice.position = at;
-      slice.kv_blocks = leases[lease].blocks();
-      slice.logits = tokens == 1 ? LogitRows::kLast : LogitRows::kNone;
-      slice.prompt = tokens > 1;
-      slices.push_back(slice);
-      work.context += tokens * at + tokens * (tokens - 1) / 2;
-    };
-    for (size_t i = 0; i < rows; ++i) add(i, position, 1);
-    if (prefill > 0) add(batch, position, prefill);
-    work.decode_rows = static_cast<uint32_t>(rows);
-    work.prefill_tokens = static_cast<uint32_t>(prefill);
-    const auto begin = std::chrono::steady_clock::now();
-    if (!model.Forward(slices).ok()) return;
-    for (size_t i = 0; i < rows; ++i) {
-      (void)sampler.Sample(model.logits(i), {.seed = 1}, i, position);
-    }
-    fit.Add(work, absl::FromChrono(std::chrono::steady_clock::now() - begin));
-  };
-  // All positions of the caches first, so that pages are there and contents are finite.
-  for (size_t lease = 0; lease <= batch; ++lease) {
-    for (size_t at = 0; at < context; at += options.max_batch_tokens) {
-      SequenceSlice slice;
-      slice.tokens =
-          std::span(text).subspan(at, std::min<size_t>(options.max_batch_tokens, context - at));
-      slice.position = at;
-      slice.kv_blocks = leases[lease].blocks();
-      slice.logits = LogitRows::kNone;
-      slice.prompt = true;
-      if (!model.Forward({&slice, 1}).ok()) return {};
-    }
-  }
-  fit = StepCostFit();
-  for (int repeat = 0; repeat < 6; ++repeat) {
-    for (const size_t position : {context / 16, context / 4, context / 2, context * 3 / 4}) {
-      for (size_t rows = 1; rows <= batch; rows *= 2) {
-        step(rows, position, 0);
-        for (size_t prefill = 16; prefill + rows <= options.max_batch_tokens; prefill *= 4) {
-          if (position + prefill < context) step(rows, position, prefill);
-        }
-      }
-      for (size_t prefill = 16; prefill <= options.max_batch_tokens; prefill *= 4) {
-        if (position + prefill < context) step(0, position, prefill);
-      }
-    }
-  }
-  return fit.cost();
+// All at once and of very different lengths: the batch is full at first and empties towards the
+// end, prompts come alone and beside any number of rows.
+absl::StatusOr<StepCost> MeasureCost(const std::shared_ptr<const ModelWeights>& weights,
+                                     EngineOptions options, size_t threads) {
+  const size_t context = weights->config.max_position_embeddings;
+  PoissonTrace trace;
+  trace.requests = std::clamp<size_t>(3 * options.max_batch_size, 16, 64);
+  trace.rate = 1e6;
+  trace.mean_prompt_tokens = static_cast<double>(std::min<size_t>(context, 1024)) / 6;
+  trace.mean_answer_tokens = 48;
+  trace.spread = 1;
+  trace.max_prompt_tokens = static_cast<uint32_t>(context / 2);
+  trace.max_answer_tokens = static_cast<uint32_t>(context / 4);
+  trace.seed = 4711;
+  options.max_queue_requests = static_cast<uint32_t>(trace.requests);
+  options.max_queue_tokens = static_cast<uint32_t>(trace.requests * context);
+  options.max_queue_wait = absl::ZeroDuration();
+  auto outcome = RunForReal(MakeTrace(trace), weights, options, threads, Intake::kOpen, {});
+  if (!outcome.ok()) return outcome.status();
+  return outcome->cost;
 }
 
 }  // namespace firesteel::simulate

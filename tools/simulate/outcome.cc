@@ -39,6 +39,14 @@ void Recorder::OnStep(const StepReport& report) {
   outcome_.preemptions += report.preemptions;
   outcome_.most_kv = std::max(outcome_.most_kv, report.kv_usage_ratio);
   batch_sum_ += report.sequences;
+  // What the engine does between two steps is part of what a step takes.
+  const absl::Time now = clock_->Now();
+  cost_fit_.Add({.prefill_tokens = report.prefill_tokens,
+                 .decode_rows = report.decode_tokens,
+                 .context = report.context},
+                idle_ ? report.duration : now - step_end_);
+  step_end_ = now;
+  idle_ = false;
   for (const absl::Duration d : report.inter_token_latencies) {
     itl_.push_back(absl::ToDoubleSeconds(d));
   }
@@ -46,6 +54,7 @@ void Recorder::OnStep(const StepReport& report) {
 
 void Recorder::OnGauges(const EngineGauges& gauges) {
   outcome_.most_waiting = std::max(outcome_.most_waiting, gauges.requests_waiting);
+  if (gauges.requests_running == 0 && gauges.requests_waiting == 0) idle_ = true;
 }
 
 void Recorder::OnFinish(GenerationResult result) {
@@ -72,6 +81,7 @@ Outcome Recorder::Finish(double seconds) const {
   for (size_t i = 0; i < kNumRejectionReasons; ++i) outcome.refused[i] = refused_[i].load();
   outcome.ttft = PercentilesOf(ttft_);
   outcome.itl = PercentilesOf(itl_);
+  outcome.cost = cost_fit_.cost();
   return outcome;
 }
 
@@ -98,6 +108,8 @@ std::string ToTable(const Outcome& o) {
                         "preemptions\nqueue       %d at most\n",
                         o.cached_tokens, o.prompt_tokens, 100 * o.most_kv, o.preemptions,
                         o.most_waiting);
+  absl::StrAppendFormat(&text, "steps fit   --cost %.4g,%.4g,%.4g,%.4g\n", o.cost.step,
+                        o.cost.prefill_token, o.cost.decode_row, o.cost.context);
   return text;
 }
 
@@ -123,7 +135,12 @@ std::string ToJson(const Outcome& o) {
                                        {"most_waiting", o.most_waiting},
                                        {"most_kv", o.most_kv},
                                        {"time_to_first_token_seconds", Json(o.ttft)},
-                                       {"inter_token_latency_seconds", Json(o.itl)}};
+                                       {"inter_token_latency_seconds", Json(o.itl)},
+                                       {"cost",
+                                        {{"step", o.cost.step},
+                                         {"prefill_token", o.cost.prefill_token},
+                                         {"decode_row", o.cost.decode_row},
+                                         {"context", o.cost.context}}}};
   return json.dump(2) + "\n";
 }
 

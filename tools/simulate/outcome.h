@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "runtime/scheduler/clock.h"
 #include "runtime/scheduler/observer.h"
 #include "runtime/scheduler/request.h"
+#include "runtime/scheduler/step_cost.h"
 #include "runtime/threading/mutex.h"
 
 namespace firesteel::simulate {
@@ -51,6 +53,7 @@ struct Outcome {
   double most_kv = 0;     // of the cache, 0 to 1
   Percentiles ttft;
   Percentiles itl;
+  StepCost cost;  // fitted to the steps, each from the end of the one before
 
   double tokens_per_second() const { return static_cast<double>(generated_tokens) / seconds; }
   double goodput() const { return static_cast<double>(served_well) / seconds; }
@@ -60,7 +63,9 @@ struct Outcome {
 /// its result. Thread-safe as both interfaces ask.
 class Recorder final : public EngineObserver, public GenerationSink {
  public:
-  explicit Recorder(const Objectives& objectives) : objectives_(objectives) {}
+  /// `clock` is the engine's, and outlives the recorder.
+  Recorder(const Objectives& objectives, const Clock* clock)
+      : objectives_(objectives), clock_(clock) {}
 
   void OnRejected(RejectionReason reason) override { ++refused_[static_cast<size_t>(reason)]; }
   void OnStep(const StepReport& report) override;
@@ -74,10 +79,14 @@ class Recorder final : public EngineObserver, public GenerationSink {
 
  private:
   const Objectives objectives_;
+  const Clock* const clock_;
   std::array<std::atomic<uint64_t>, kNumRejectionReasons> refused_{};
   // The engine's thread.
   Outcome outcome_;
   uint64_t batch_sum_ = 0;
+  absl::Time step_end_;  // of the last step,
+  bool idle_ = true;     // after which there was nothing to do
+  StepCostFit cost_fit_;
   std::vector<double> ttft_;
   std::vector<double> itl_;
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/synthetic.h"
 #include "tools/simulate/outcome.h"
 #include "tools/simulate/simulator.h"
 #include "tools/simulate/trace.h"
@@ -84,6 +85,39 @@ TEST(Simulate, OneRequestTakesWhatItsStepsTake) {
   EXPECT_EQ(o.generated_tokens, 11u);
 }
 
+TEST(Simulate, TheCostOfItsStepsIsTheOneGiven) {
+  const StepCost cost = Play(MakeTrace({.requests = 500, .rate = 8})).cost;
+  EXPECT_NEAR(cost.step, kCost.step, 0.01 * kCost.step);
+  EXPECT_NEAR(cost.prefill_token, kCost.prefill_token, 0.01 * kCost.prefill_token);
+  EXPECT_NEAR(cost.decode_row, kCost.decode_row, 0.01 * kCost.decode_row);
+  EXPECT_LT(cost.context, 1e-7);
+}
+
+// The engine and a model, in real time: how long it takes is the machine's affair.
+TEST(RunForReal, CompletesTheTraceAndMeasuresItsSteps) {
+  ModelConfig config = *NamedShape("spark-stories");
+  config.num_layers = 1;
+  config.layer_types.resize(1);
+  config.vocab_size = 200;
+  config.max_position_embeddings = 192;
+  const auto weights = MakeSyntheticWeights(config, kernels::DType::kBF16, 1);
+  const auto trace = MakeTrace({.requests = 20,
+                                .rate = 1e6,
+                                .mean_prompt_tokens = 20,
+                                .mean_answer_tokens = 10,
+                                .max_prompt_tokens = 90,
+                                .max_answer_tokens = 90});
+  for (const Intake intake : {Intake::kOpen, Intake::kStatic}) {
+    const auto real = RunForReal(trace, weights, {.max_batch_size = 4}, 1, intake, kObjectives);
+    ASSERT_TRUE(real.ok()) << real.status();
+    EXPECT_EQ(real->completed, 20u);
+    EXPECT_GT(real->cost.Seconds({.prefill_tokens = 20, .decode_rows = 1}), 0);
+  }
+  const auto cost = MeasureCost(weights, {.max_batch_size = 4}, 1);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  EXPECT_GT(cost->Seconds({.decode_rows = 1}), 0);
+}
+
 TEST(Simulate, TheSameTraceGivesTheSameOutcome) {
   const auto trace = MakeTrace({.requests = 3000, .rate = 8});
   EXPECT_EQ(ToJson(Play(trace)), ToJson(Play(trace)));
@@ -102,6 +136,22 @@ TEST(Simulate, OverloadIsRefusedAndWhatIsTakenIsServedWell) {
   EXPECT_GT(storm.refused[static_cast<size_t>(RejectionReason::kQueueFull)], 1000u);
   EXPECT_GE(storm.goodput(), 0.9 * calm.goodput());
   EXPECT_LE(storm.most_waiting, 8u);
+}
+
+// Answers of very different lengths, and a queue that is bounded by time alone.
+TEST(Simulate, ABoundedWaitKeepsGoodputWhateverTheLengths) {
+  PoissonTrace load = {.requests = 4000, .spread = 1};
+  const EngineOptions options = {.max_batch_size = 16, .max_queue_wait = absl::Milliseconds(400)};
+  const auto at = [&](double rate) {
+    load.rate = rate;
+    return Play(MakeTrace(load), options);
+  };
+  const Outcome calm = at(8), storm = at(30);
+  EXPECT_GT(calm.served_well, 3800u);
+  EXPECT_GT(storm.refused[static_cast<size_t>(RejectionReason::kQueueWait)], 1000u);
+  EXPECT_EQ(storm.refused[static_cast<size_t>(RejectionReason::kQueueFull)], 0u);
+  EXPECT_GE(storm.goodput(), 0.9 * calm.goodput());
+  EXPECT_LT(storm.ttft.p99, 1.5);
 }
 
 TEST(Simulate, ContinuousBatchingBeatsStaticBatching) {

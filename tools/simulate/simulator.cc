@@ -112,7 +112,7 @@ absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCo
   options.kv_cache_bytes = KvBlockPool::BlocksFor(kv_cache_tokens) * block_bytes;
   auto pool = KvBlockPool::Create(weights->config, options.kv_dtype, options.kv_cache_bytes);
   if (!pool.ok()) return pool.status();
-  Recorder recorder(objectives);
+  Recorder recorder(objectives, &clock);
   EngineCore engine({.weights = weights,
                      .tokenizer = std::make_shared<NoTokenizer>(),
                      .compute = ComputeType::kF32,

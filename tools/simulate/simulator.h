@@ -38,9 +38,10 @@ absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
                                    const EngineOptions& options, size_t threads, Intake intake,
                                    const Objectives& objectives);
 
-/// Measures steps of a model, prompts and decodes at several lengths, and fits a cost to them.
-StepCost MeasureCost(const std::shared_ptr<const ModelWeights>& weights,
-                     const EngineOptions& options, size_t threads);
+/// Runs some requests of different lengths through the engine and the model, and fits a cost to
+/// their steps. Takes some hundred steps.
+absl::StatusOr<StepCost> MeasureCost(const std::shared_ptr<const ModelWeights>& weights,
+                                     EngineOptions options, size_t threads);
 
 }  // namespace firesteel::simulate
 
