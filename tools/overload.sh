@@ -1,18 +1,19 @@
 #!/bin/bash
-# What a server does at 80% and at 150% of the load that it can take: measures its speed unloaded and
-# saturated, then sends requests of mixed lengths at both rates, whatever becomes of them (an open
-# loop), and compares goodput: requests whose first token came within TTFT and whose mean time between
-# tokens was at most 3 times that of a request that had the server to itself.
+# What a server does at 80% and at 150% of the load that it can take. Measures its speed unloaded, and
+# its capacity: what it completes of twice as much as a batch that is kept full takes. Then sends
+# requests of mixed lengths at both rates, whatever becomes of them (an open loop), and compares
+# goodput: requests whose first token came within TTFT and whose mean time between tokens was at most
+# 3 times that of a request that had the server to itself.
 #
 # usage: tools/overload.sh BIN_DIR [SERVER OPTION…]
 #   BIN_DIR          holds firesteel-server and firesteel
-#   SERVER OPTION…   default: --model models/spark-stories --max-batch-size 8 --max-queue-ms 300
-#   from the environment: TTFT (1s), PROMPT (16-256 tokens), ANSWER (8-96 tokens), SECONDS_EACH (20)
+#   SERVER OPTION…   default: --model models/spark-stories --max-batch-size 3 --max-queue-ms 500
+#   from the environment: TTFT (1s), PROMPT (8-128 tokens), ANSWER (16-128 tokens), SECONDS_EACH (20)
 set -euo pipefail
 
 readonly bin=${1:?usage: $0 BIN_DIR [SERVER OPTION…]}
 shift
-(($#)) || set -- --model "$(dirname "$0")/../models/spark-stories" --max-batch-size 8 --max-queue-ms 300
+(($#)) || set -- --model "$(dirname "$0")/../models/spark-stories" --max-batch-size 3 --max-queue-ms 500
 readonly seconds=${SECONDS_EACH:-20}
 scratch=$(mktemp -d)
 server=
@@ -35,19 +36,20 @@ places=$("$bin/firesteel-server" --print-config "$@" | sed -n 's/^max-batch-size
 load() { # NAME OPTION…
   local name=$1
   shift
-  "$bin/firesteel" load --address "$address" --json --prompt-tokens "${PROMPT:-16-256}" \
-    --max-tokens "${ANSWER:-8-96}" --ignore-eos "$@" >"$scratch/$name.json"
+  "$bin/firesteel" load --address "$address" --json --prompt-tokens "${PROMPT:-8-128}" \
+    --max-tokens "${ANSWER:-16-128}" --ignore-eos "$@" >"$scratch/$name.json"
 }
 figure() { jq -r "$2" "$scratch/$1.json"; } # NAME FILTER
 
 load alone --concurrency 1 --duration 6s --warm-up 1s --seed 1
 itl=$(figure alone '.inter_token_latency_seconds.mean')
-load full --concurrency "$places" --duration 12s --warm-up 3s --seed 2
-capacity=$(figure full '.requests.per_second')
+load full --concurrency "$places" --duration 5s --warm-up 2s --seed 2
+load flood --rate "$(figure full '2 * .requests.per_second')" --duration 12s --warm-up 2s --seed 4
+capacity=$(figure flood '.requests.per_second')
 slo=$(jq -rn --argjson itl "$itl" --arg ttft "${TTFT:-1s}" '"ttft=\($ttft),itl=\(3000 * $itl)ms"')
-printf 'unloaded: %.2f ms between tokens; saturated, %d at once: %.2f requests/s, %.2f ms between tokens\n' \
-  "$(figure alone '1e3 * .inter_token_latency_seconds.mean')" "$places" "$capacity" \
-  "$(figure full '1e3 * .inter_token_latency_seconds.mean')"
+printf 'unloaded: %.2f ms between tokens; capacity: %.2f requests/s, %.1f tokens/s, %.2f ms between tokens, %d at once\n' \
+  "$(figure alone '1e3 * .inter_token_latency_seconds.mean')" "$capacity" "$(figure flood .tokens.generated_per_second)" \
+  "$(figure flood '1e3 * .inter_token_latency_seconds.mean')" "$places"
 printf 'objectives: %s\n' "$slo"
 
 # The longest queue, looked at four times a second.

@@ -82,6 +82,15 @@ TEST(PlanStep, Table) {
        .waiting = {Waits(3, 1), Waits(4, 1)},
        .admit = {3},
        .slices = {{2, 1}, {1, 2}, {3, 1}}},
+      {.name = "a request takes a place for each of its sequences",
+       .running = {{1, 0}},
+       .waiting = {{.id = 2, .prompt_tokens = 1, .kv_blocks = 1, .sequences = 3}, Waits(3, 1)},
+       .admit = {2},
+       .slices = {{1, 1}, {2, 1}}},
+      {.name = "and waits until there are so many",
+       .running = {{1, 0}, {2, 0}},
+       .waiting = {{.id = 3, .prompt_tokens = 1, .kv_blocks = 1, .sequences = 3}, Waits(4, 1)},
+       .slices = {{1, 1}, {2, 1}}},
       {.name = "the sequences of a request decode each for itself",
        .running = {{.id = 1, .sequence = 0}, {.id = 1, .sequence = 2}},
        .slices = {{1, 1, 0}, {1, 1, 2}}},
@@ -225,6 +234,13 @@ TEST(PlanStep, PreemptsWholeRequestsAndNeverTheOnlyOne) {
                             .may_preempt = true});
   EXPECT_THAT(plan.preempt, ElementsAre(2));
   EXPECT_EQ(plan.slices, (Slices{{1, 1, 0}, {1, 1, 1}}));
+
+  plan = PlanStep({.running = std::span(running).first(2),
+                   .max_batch_size = 8,
+                   .max_batch_tokens = 16,
+                   .max_prefill_tokens = 16,
+                   .may_preempt = true});
+  EXPECT_THAT(plan.preempt, testing::IsEmpty());
 }
 
 TEST(PlanStep, WhatAPreemptionLostComesBackInChunksAsBlocksAllow) {
@@ -237,6 +253,8 @@ TEST(PlanStep, WhatAPreemptionLostComesBackInChunksAsBlocksAllow) {
                                 .free_kv_blocks = 1,
                                 .may_preempt = true};
   EXPECT_EQ(PlanStep(snapshot).slices, (Slices{{1, 1}, {2, 35}}));
+  snapshot.free_kv_blocks = 2;
+  EXPECT_EQ(PlanStep(snapshot).slices, (Slices{{1, 1}, {2, 50}}));
   snapshot.free_kv_blocks = 9;
   EXPECT_EQ(PlanStep(snapshot).slices, (Slices{{1, 1}, {2, 50}}));
 

@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cstring>
-#include <fstream>
 #include <random>
 #include <string>
 #include <vector>
@@ -15,20 +14,6 @@
 
 namespace firesteel {
 namespace {
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define FIRESTEEL_SANITIZED 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define FIRESTEEL_SANITIZED 1
-#endif
-#ifdef FIRESTEEL_SANITIZED
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 
 ModelConfig LongContext() {
   ModelConfig config = SmallConfig();
@@ -193,15 +178,6 @@ INSTANTIATE_TEST_SUITE_P(ComputeTypes, IdenticalOutputTest,
                          [](const auto& param) {
                            return std::string(ComputeTypeName(param.param));
                          });
-
-// Numbers of /proc/self/status.
-size_t ProcessStatus(const std::string& key) {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.rfind(key + ":", 0) == 0) return std::stoul(line.substr(key.size() + 1));
-  }
-  return 0;
-}
 
 // Ends exactly once, counts, and gives a slot back.
 class StormSink final : public GenerationSink {

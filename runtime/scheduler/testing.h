@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
 #include <latch>
 #include <optional>
 #include <random>
@@ -18,6 +19,30 @@
 #include "runtime/threading/mutex.h"
 
 namespace firesteel {
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define FIRESTEEL_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FIRESTEEL_SANITIZED 1
+#endif
+// Sanitizers hold freed memory back.
+#ifdef FIRESTEEL_SANITIZED
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
+// A number of /proc/self/status: "VmRSS" in KiB, "Threads".
+inline size_t ProcessStatus(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind(key + ":", 0) == 0) return std::stoul(line.substr(key.size() + 1));
+  }
+  return 0;
+}
 
 inline ModelConfig SmallConfig() {
   ModelConfig c = *NamedShape("spark-stories");
