@@ -36,7 +36,7 @@ std::map<std::string, prometheus::MetricFamily> Exposed(const ServerMetrics& met
 
 TEST(MetricTableTest, TheTableIsWhatIsExposed) {
   ServerMetrics metrics;
-  EngineMetrics* const model = metrics.AddModel("m", FakeModelConfig());
+  const auto model = metrics.AddModel("m", FakeModelConfig());
   model->SetBuildInfo("1", "AVX2", "bf16");
   GrpcMetrics grpc(metrics.registry().get(), &metrics.buckets());
   grpc.AddMethod("service", "method");
@@ -78,7 +78,7 @@ TEST(MetricTableTest, BucketsAreThoseThatWereAskedFor) {
   buckets.latency = {0.25, 7};
   buckets.count = {3};
   ServerMetrics metrics(buckets);
-  metrics.AddModel("m", FakeModelConfig());
+  const auto model = metrics.AddModel("m", FakeModelConfig());
   const auto families = Exposed(metrics);
   const auto bounds = [&families](const std::string& name) {
     std::vector<double> bounds;

@@ -2,6 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "runtime/threading/mutex.h"
 
 namespace firesteel::server {
 namespace {
@@ -32,11 +38,35 @@ struct Histograms {
       : family(BuildHistogram().Name(name).Help(DescribeMetric(name).help).Register(registry)),
         bounds(BoundsOf(DescribeMetric(name), buckets)) {}
 
-  Histogram& Add(const Labels& labels) const { return family.Add(labels, bounds); }
-  HistogramBatch AddBatch(const Labels& labels) const { return {&Add(labels), bounds}; }
-
   Family<Histogram>& family;
   const std::vector<double>& bounds;
+};
+
+/// How many engines count into each time series. Thread-safe.
+class SeriesUsers {
+ public:
+  /// The series of `family` with these labels, which was there already or is made.
+  template <typename T, typename... Arguments>
+  T& Add(Family<T>& family, const Labels& labels, const Arguments&... arguments) {
+    MutexLock lock(&mutex_);
+    T& series = family.Add(labels, arguments...);
+    ++users_[&series];
+    return series;
+  }
+
+  /// Undoes one Add; the last one takes the series out of the family.
+  template <typename T>
+  void Remove(Family<T>& family, T* series) {
+    MutexLock lock(&mutex_);
+    const auto entry = users_.find(series);
+    if (--entry->second > 0) return;
+    users_.erase(entry);
+    family.Remove(series);
+  }
+
+ private:
+  Mutex mutex_;
+  std::unordered_map<const void*, size_t> users_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace
@@ -133,6 +163,36 @@ struct ServerMetrics::Families {
   Family<Counter>& prompt_tokens_cached;
   Family<Counter>& prefix_queries;
   Family<Counter>& prefix_hits;
+
+  SeriesUsers users;
+};
+
+/// What one engine counts into. Not thread-safe.
+class EngineMetrics::OwnSeries {
+ public:
+  explicit OwnSeries(SeriesUsers* users) : users_(users) {}
+  ~OwnSeries() {
+    for (const auto& remove : removals_) remove();
+  }
+  OwnSeries(const OwnSeries&) = delete;
+  OwnSeries& operator=(const OwnSeries&) = delete;
+
+  template <typename T, typename... Arguments>
+  T& Add(Family<T>& family, const Labels& labels, const Arguments&... arguments) {
+    T& series = users_->Add(family, labels, arguments...);
+    removals_.push_back([this, &family, &series] { users_->Remove(family, &series); });
+    return series;
+  }
+  Histogram& Add(const Histograms& histograms, const Labels& labels) {
+    return Add(histograms.family, labels, histograms.bounds);
+  }
+  HistogramBatch AddBatch(const Histograms& histograms, const Labels& labels) {
+    return {&Add(histograms, labels), histograms.bounds};
+  }
+
+ private:
+  SeriesUsers* const users_;
+  std::vector<std::function<void()>> removals_;
 };
 
 ServerMetrics::ServerMetrics(const MetricBuckets& buckets)
@@ -142,9 +202,9 @@ ServerMetrics::ServerMetrics(const MetricBuckets& buckets)
 
 ServerMetrics::~ServerMetrics() = default;
 
-EngineMetrics* ServerMetrics::AddModel(const std::string& model_name, const ModelConfig& config) {
-  models_.push_back(std::make_unique<EngineMetrics>(*families_, model_name, config));
-  return models_.back().get();
+std::unique_ptr<EngineMetrics> ServerMetrics::AddModel(const std::string& model_name,
+                                                       const ModelConfig& config) {
+  return std::make_unique<EngineMetrics>(*families_, model_name, config);
 }
 
 struct EngineMetrics::Layer {
@@ -163,51 +223,60 @@ EngineMetrics::EngineMetrics(ServerMetrics::Families& families, const std::strin
       neurons_(static_cast<double>(config.intermediate_size)),
       heads_(static_cast<double>(config.num_heads)),
       ffn_target_(static_cast<double>(config.ffn_top_k)),
-      requests_running_(families.requests_running.Add({{"model_name", model_name}})),
-      requests_waiting_(families.requests_waiting.Add({{"model_name", model_name}})),
-      kv_usage_(families.kv_usage.Add({{"model_name", model_name}})),
-      kv_capacity_(families.kv_capacity.Add({{"model_name", model_name}})),
-      prompt_tokens_(families.prompt_tokens.Add({{"model_name", model_name}})),
-      preemptions_(families.preemptions.Add({{"model_name", model_name}})),
-      prompt_tokens_cached_(families.prompt_tokens_cached.Add({{"model_name", model_name}})),
-      prefix_queries_(families.prefix_queries.Add({{"model_name", model_name}})),
-      prefix_hits_(families.prefix_hits.Add({{"model_name", model_name}})),
-      generation_tokens_(families.generation_tokens.Add({{"model_name", model_name}})),
-      flops_performed_(families.flops.Add({{"model_name", model_name}, {"kind", "performed"}})),
-      flops_skipped_(families.flops.Add({{"model_name", model_name}, {"kind", "skipped"}})),
-      bytes_read_(families.weight_bytes.Add({{"model_name", model_name}, {"kind", "read"}})),
-      bytes_skipped_(families.weight_bytes.Add({{"model_name", model_name}, {"kind", "skipped"}})),
-      tpot_(families.tpot.Add({{"model_name", model_name}})),
-      e2e_(families.e2e.Add({{"model_name", model_name}})),
-      queue_time_(families.queue_time.Add({{"model_name", model_name}})),
-      prefill_time_(families.prefill_time.Add({{"model_name", model_name}})),
-      decode_time_(families.decode_time.Add({{"model_name", model_name}})),
-      prompt_length_(families.prompt_length.Add({{"model_name", model_name}})),
-      generation_length_(families.generation_length.Add({{"model_name", model_name}})),
-      batch_size_(families.batch_size.Add({{"model_name", model_name}})),
-      iteration_tokens_(families.iteration_tokens.Add({{"model_name", model_name}})),
-      ttft_(families.ttft.AddBatch({{"model_name", model_name}})),
-      itl_(families.itl.AddBatch({{"model_name", model_name}})) {
+      series_(std::make_unique<OwnSeries>(&families.users)),
+      requests_running_(series_->Add(families.requests_running, {{"model_name", model_name}})),
+      requests_waiting_(series_->Add(families.requests_waiting, {{"model_name", model_name}})),
+      kv_usage_(series_->Add(families.kv_usage, {{"model_name", model_name}})),
+      kv_capacity_(series_->Add(families.kv_capacity, {{"model_name", model_name}})),
+      prompt_tokens_(series_->Add(families.prompt_tokens, {{"model_name", model_name}})),
+      preemptions_(series_->Add(families.preemptions, {{"model_name", model_name}})),
+      prompt_tokens_cached_(
+          series_->Add(families.prompt_tokens_cached, {{"model_name", model_name}})),
+      prefix_queries_(series_->Add(families.prefix_queries, {{"model_name", model_name}})),
+      prefix_hits_(series_->Add(families.prefix_hits, {{"model_name", model_name}})),
+      generation_tokens_(series_->Add(families.generation_tokens, {{"model_name", model_name}})),
+      flops_performed_(
+          series_->Add(families.flops, {{"model_name", model_name}, {"kind", "performed"}})),
+      flops_skipped_(
+          series_->Add(families.flops, {{"model_name", model_name}, {"kind", "skipped"}})),
+      bytes_read_(
+          series_->Add(families.weight_bytes, {{"model_name", model_name}, {"kind", "read"}})),
+      bytes_skipped_(
+          series_->Add(families.weight_bytes, {{"model_name", model_name}, {"kind", "skipped"}})),
+      tpot_(series_->Add(families.tpot, {{"model_name", model_name}})),
+      e2e_(series_->Add(families.e2e, {{"model_name", model_name}})),
+      queue_time_(series_->Add(families.queue_time, {{"model_name", model_name}})),
+      prefill_time_(series_->Add(families.prefill_time, {{"model_name", model_name}})),
+      decode_time_(series_->Add(families.decode_time, {{"model_name", model_name}})),
+      prompt_length_(series_->Add(families.prompt_length, {{"model_name", model_name}})),
+      generation_length_(series_->Add(families.generation_length, {{"model_name", model_name}})),
+      batch_size_(series_->Add(families.batch_size, {{"model_name", model_name}})),
+      iteration_tokens_(series_->Add(families.iteration_tokens, {{"model_name", model_name}})),
+      ttft_(series_->AddBatch(families.ttft, {{"model_name", model_name}})),
+      itl_(series_->AddBatch(families.itl, {{"model_name", model_name}})) {
   for (size_t i = 0; i < kNumFinishReasons; ++i) {
-    requests_[i] = &families.requests.Add(
+    requests_[i] = &series_->Add(
+        families.requests,
         {{"model_name", model_name}, {"finish_reason", FinishReasonName(FinishReason(i))}});
   }
   for (size_t i = 0; i < kNumRejectionReasons; ++i) {
-    rejections_[i] = &families.rejections.Add(
+    rejections_[i] = &series_->Add(
+        families.rejections,
         {{"model_name", model_name}, {"reason", RejectionReasonName(RejectionReason(i))}});
   }
   for (size_t i = 0; i < kNumStepPhases; ++i) {
-    step_duration_[i] = &families.step_duration.Add(
-        {{"model_name", model_name}, {"phase", StepPhaseName(StepPhase(i))}});
+    step_duration_[i] =
+        &series_->Add(families.step_duration,
+                      {{"model_name", model_name}, {"phase", StepPhaseName(StepPhase(i))}});
   }
   for (size_t i = 0; i < config.num_layers; ++i) {
     const Labels labels = {{"model_name", model_name}, {"layer", std::to_string(i)}};
     layers_.push_back(std::make_unique<Layer>(
-        Layer{.ffn_active = families.ffn_active.AddBatch(labels),
-              .ffn_union = families.ffn_union.AddBatch(labels),
-              .attended_fraction = families.attended_fraction.AddBatch(labels),
-              .attended_positions = families.attended_positions.AddBatch(labels)}));
-    if (config.spark()) layers_.back()->topk_ratio = &families.topk_ratio.Add(labels);
+        Layer{.ffn_active = series_->AddBatch(families.ffn_active, labels),
+              .ffn_union = series_->AddBatch(families.ffn_union, labels),
+              .attended_fraction = series_->AddBatch(families.attended_fraction, labels),
+              .attended_positions = series_->AddBatch(families.attended_positions, labels)}));
+    if (config.spark()) layers_.back()->topk_ratio = &series_->Add(families.topk_ratio, labels);
   }
 }
 
@@ -296,11 +365,11 @@ void EngineMetrics::OnFinish(const FinishReport& report) {
 
 void EngineMetrics::SetBuildInfo(const std::string& version, const std::string& simd_target,
                                  const std::string& weights) {
-  families_.build_info
-      .Add({{"model_name", model_name_},
-            {"version", version},
-            {"simd_target", simd_target},
-            {"weights", weights}})
+  series_
+      ->Add(families_.build_info, {{"model_name", model_name_},
+                                   {"version", version},
+                                   {"simd_target", simd_target},
+                                   {"weights", weights}})
       .Set(1);
 }
 

@@ -53,9 +53,11 @@ class ServerMetrics {
   ServerMetrics(const ServerMetrics&) = delete;
   ServerMetrics& operator=(const ServerMetrics&) = delete;
 
-  /// The observer of one model's engine, with every time series that is known by now at zero. It
-  /// belongs to this object, which outlives the engine.
-  EngineMetrics* AddModel(const std::string& model_name, const ModelConfig& config);
+  /// The observer of one model's engine; every time series that is known by now is there from now
+  /// on. Engines of one name count into the same series, so those of a model that is loaded anew go
+  /// on; the last one to go takes them away. This object outlives the observer.
+  [[nodiscard]] std::unique_ptr<EngineMetrics> AddModel(const std::string& model_name,
+                                                        const ModelConfig& config);
 
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
   const MetricBuckets& buckets() const { return buckets_; }
@@ -67,7 +69,6 @@ class ServerMetrics {
   const MetricBuckets buckets_;
   const std::shared_ptr<prometheus::Registry> registry_;
   const std::unique_ptr<Families> families_;
-  std::vector<std::unique_ptr<EngineMetrics>> models_;
 };
 
 /// Counts for one model. OnStep costs some microseconds a layer, and nothing that grows with time.
@@ -92,6 +93,7 @@ class EngineMetrics final : public EngineObserver {
   void SetKvCapacity(size_t tokens);
 
  private:
+  class OwnSeries;
   struct Layer;
   void CountLayer(const LayerActivity& activity, double keep, Layer* layer);
 
@@ -102,7 +104,9 @@ class EngineMetrics final : public EngineObserver {
   const double ffn_target_;  // k of a layer; 0 in a dense model
   std::atomic<bool> counting_{false};
 
-  // Thread-safe themselves, and they live as long as the families.
+  const std::unique_ptr<OwnSeries> series_;  // keeps the following
+
+  // Thread-safe themselves.
   prometheus::Gauge& requests_running_;
   prometheus::Gauge& requests_waiting_;
   prometheus::Gauge& kv_usage_;

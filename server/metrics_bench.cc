@@ -36,7 +36,7 @@ void BM_OnStep(benchmark::State& state) {
   const auto layers = static_cast<size_t>(state.range(0));
   const auto rows = static_cast<size_t>(state.range(1));
   ServerMetrics metrics;
-  EngineMetrics* const model = metrics.AddModel("m", Shape(layers, 13824));
+  const auto model = metrics.AddModel("m", Shape(layers, 13824));
   model->StartCounting();
   std::vector<RowActivity> activity(rows);
   for (size_t i = 0; i < rows; ++i) {
@@ -114,9 +114,9 @@ void BM_ObserverShare(benchmark::State& state) {
   auto tokenizer = Tokenizer::Load(path, config.vocab_size, config.bos_token_id);
   const auto compute = ResolveComputeType(std::nullopt, (*weights)->dtype);
   ServerMetrics metrics;
-  EngineMetrics* const counted = metrics.AddModel("spark-stories", config);
+  const auto counted = metrics.AddModel("spark-stories", config);
   counted->StartCounting();
-  TimedObserver observer(counted);
+  TimedObserver observer(counted.get());
   WorkerPool pool(2);
   auto engine =
       Engine::Create(*weights, *std::move(tokenizer), *compute, EngineOptions(), &pool, &observer);

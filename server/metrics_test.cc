@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <cmath>
 #include <map>
@@ -28,7 +29,7 @@ class MetricsTest : public testing::Test {
   std::vector<std::string> Lines() const { return absl::StrSplit(Text(), '\n'); }
 
   ServerMetrics metrics_;
-  EngineMetrics* const model_;
+  const std::unique_ptr<EngineMetrics> model_;
 };
 
 // A step of two rows in a model of two layers, F 100, two heads, top-k 8.
@@ -73,7 +74,7 @@ TEST_F(MetricsTest, LabelValuesAreThereFromTheStart) {
 }
 
 TEST_F(MetricsTest, StepCounts) {
-  ReportStep(model_);
+  ReportStep(model_.get());
   const auto lines = Lines();
   EXPECT_THAT(lines, Contains("firesteel_prompt_tokens_total{model_name=\"m\"} 1"));
   EXPECT_THAT(lines, Contains("firesteel_generation_tokens_total{model_name=\"m\"} 2"));
@@ -103,7 +104,7 @@ TEST_F(MetricsTest, StepCounts) {
 }
 
 TEST_F(MetricsTest, SparsityIsCountedByLayer) {
-  ReportStep(model_);
+  ReportStep(model_.get());
   const auto lines = Lines();
   // Layer 0: 8 and 4 of 100 neurons; an upper bound belongs to its bucket.
   EXPECT_THAT(
@@ -137,7 +138,7 @@ TEST_F(MetricsTest, SparsityIsCountedByLayer) {
 }
 
 TEST_F(MetricsTest, TopKRatioFollowsSlowly) {
-  ReportStep(model_);
+  ReportStep(model_.get());
   RowActivity row{.ffn_active = 16, .attended = 2, .visible = 1};
   const std::vector<RowActivity> rows(1024, row);
   const LayerActivity layers[] = {{.rows = rows, .ffn_union = 16}};
@@ -156,7 +157,7 @@ TEST_F(MetricsTest, DenseModelHasNoTopKRatio) {
   ModelConfig dense = FakeModelConfig();
   dense.architecture = Architecture::kGemma2;
   dense.ffn_top_k = 0;
-  metrics.AddModel("d", dense);
+  const auto model = metrics.AddModel("d", dense);
   const std::string text = ExpositionText({metrics.registry()});
   EXPECT_THAT(text, Not(HasSubstr("firesteel_ffn_topk_ratio{")));
   EXPECT_THAT(text, HasSubstr("firesteel_ffn_active_fraction_count{layer=\"1\""));
@@ -205,14 +206,52 @@ TEST_F(MetricsTest, GaugesAndInfo) {
 }
 
 TEST_F(MetricsTest, WarmUpIsNotCounted) {
-  EngineMetrics* const cold = metrics_.AddModel("cold", FakeModelConfig());
-  ReportStep(cold);
+  const auto cold = metrics_.AddModel("cold", FakeModelConfig());
+  ReportStep(cold.get());
   const GenerationResult result = FakeResult(FinishReason::kLength);
   cold->OnFinish({result.reason, result.usage, result.timings});
   const auto lines = Lines();
   EXPECT_THAT(lines,
               Contains("firesteel_requests_total{finish_reason=\"length\",model_name=\"cold\"} 0"));
   EXPECT_THAT(lines, Contains("firesteel_generation_tokens_total{model_name=\"cold\"} 0"));
+}
+
+size_t NumSeries(const ServerMetrics& metrics) {
+  size_t count = 0;
+  for (const auto& family : metrics.registry()->Collect()) count += family.metric.size();
+  return count;
+}
+
+TEST_F(MetricsTest, SeriesOfAModelGoOnWhenItIsLoadedAnew) {
+  ReportStep(model_.get());
+  const size_t series = NumSeries(metrics_);
+  auto successor = metrics_.AddModel("m", FakeModelConfig());
+  EXPECT_EQ(NumSeries(metrics_), series) << "they share them";
+  successor->StartCounting();
+  ReportStep(successor.get());
+  EXPECT_THAT(Lines(), Contains("firesteel_generation_tokens_total{model_name=\"m\"} 4"));
+  successor.reset();
+  EXPECT_THAT(Lines(), Contains("firesteel_generation_tokens_total{model_name=\"m\"} 4"))
+      << "who came first still counts into them";
+}
+
+TEST_F(MetricsTest, LoadsLeaveNothingBehind) {
+  const size_t series = NumSeries(metrics_);
+  const auto load = [this](int times) {
+    for (int i = 0; i < times; ++i) {
+      const auto reloaded = metrics_.AddModel("m", FakeModelConfig());
+      reloaded->SetBuildInfo("1", "AVX2", i % 2 == 0 ? "bf16" : "int8");
+      const auto other = metrics_.AddModel("other-" + std::to_string(i), FakeModelConfig());
+      ReportStep(other.get());
+    }
+  };
+  load(100);  // allocators keep some memory for next time
+  const size_t before = mallinfo2().uordblks;
+  load(1000);
+  EXPECT_EQ(NumSeries(metrics_), series);
+  EXPECT_LT(mallinfo2().uordblks, before + (64u << 10));
+  EXPECT_THAT(Text(), Not(HasSubstr("other-")));
+  EXPECT_THAT(Text(), Not(HasSubstr("firesteel_build_info{")));
 }
 
 TEST_F(MetricsTest, EveryFamilyHasPrefixHelpAndType) {

@@ -58,11 +58,11 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
   const auto compute = ResolveComputeType(options.compute, (*weights)->dtype);
   if (!compute.ok()) return AtModel(spec, compute.status());
 
-  EngineMetrics* const metrics = all_metrics->AddModel(spec.name, config);
+  auto metrics = all_metrics->AddModel(spec.name, config);
   EngineOptions engine_options = options.engine;
   engine_options.kv_dtype = KvCacheType(options);
-  auto engine =
-      Engine::Create(*weights, *std::move(tokenizer), *compute, engine_options, pool, metrics);
+  auto engine = Engine::Create(*weights, *std::move(tokenizer), *compute, engine_options, pool,
+                               metrics.get());
   if (!engine.ok()) return AtModel(spec, engine.status());
 
   ServedModel model;
@@ -102,6 +102,7 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
         {{"model", spec.name}, {"seconds", absl::ToDoubleSeconds(*took)}});
   }
   metrics->StartCounting();
+  model.observer = std::move(metrics);
   return model;
 }
 

@@ -21,7 +21,8 @@ namespace firesteel::server {
 /// thread-safe.
 struct ServedModel {
   std::string name;
-  std::string path;  // where it was loaded from
+  std::string path;                          // where it was loaded from
+  std::unique_ptr<EngineObserver> observer;  // the engine's, which goes first
   std::unique_ptr<Engine> engine;
   GenerationDefaults defaults;
   uint32_t max_prompt_tokens = 0;  // at most context − 1

@@ -41,12 +41,13 @@ class ServerTest : public testing::Test {
     auto metrics = std::make_unique<ServerMetrics>();
     auto models = std::make_unique<ModelRegistry>();
     for (const char* name : {"alpha", "beta"}) {
-      EngineMetrics* const observer = metrics->AddModel(name, FakeModelConfig());
+      auto observer = metrics->AddModel(name, FakeModelConfig());
       observer->StartCounting();
       ServedModel model;
       model.name = name;
-      auto engine = std::make_unique<FakeEngine>(observer);
+      auto engine = std::make_unique<FakeEngine>(observer.get());
       (std::string(name) == "alpha" ? alpha_ : beta_) = engine.get();
+      model.observer = std::move(observer);
       model.engine = std::move(engine);
       model.max_prompt_tokens = 127;
       model.max_message_bytes = config.max_message_bytes;

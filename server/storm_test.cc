@@ -204,7 +204,7 @@ class StormTest : public testing::Test {
     config.eos_token_ids = {11};
     const auto weights = MakeSyntheticWeights(config, kernels::DType::kBF16, 3);
     auto metrics = std::make_unique<ServerMetrics>();
-    EngineMetrics* const observer = metrics->AddModel("m", config);
+    auto observer = metrics->AddModel("m", config);
     observer->StartCounting();
     const size_t block = KvBlockPool::BytesPerBlock(config, kernels::DType::kBF16);
     auto engine = Engine::Create(weights, std::make_shared<NumberTokenizer>(), ComputeType::kF32,
@@ -212,11 +212,12 @@ class StormTest : public testing::Test {
                                   .max_batch_tokens = 96,
                                   .kv_cache_bytes = 120 * block,
                                   .optimistic_admission = true},
-                                 &pool_, observer);
+                                 &pool_, observer.get());
     EXPECT_TRUE(engine.ok()) << engine.status();
     engine_ = engine->get();
     ServedModel model;
     model.name = "m";
+    model.observer = std::move(observer);
     model.engine = *std::move(engine);
     model.max_prompt_tokens = 255;
     model.max_message_bytes = 1u << 20;
