@@ -289,15 +289,19 @@ class ScoreCall final : public UnaryGenerationCall {
 /// Sends deltas as they come. One write is under way at a time; what comes meanwhile is put
 /// together into the next one, so a slow reader costs no more memory than the text it has not read,
 /// and no time of the batch's.
-class StreamCall final : public GenerationCall,
-                         public grpc::ServerWriteReactor<v1::GenerateStreamResponse> {
+class StreamCall final
+    : public StreamedGenerationCall<grpc::ServerWriteReactor<v1::GenerateStreamResponse>> {
  public:
   StreamCall(grpc::CallbackServerContext* context, const CallServices& services)
-      : GenerationCall(context, "GenerateStream", services) {}
+      : StreamedGenerationCall(context, "GenerateStream", services) {}
 
   void Start(const v1::GenerateRequest& request) {
     absl::Status status = Open();
     if (status.ok()) {
+      {
+        MutexLock lock(&mutex_);
+        BeginWrite(start_);  // the initial metadata counts as the first write
+      }
       auto generation = Admit(request.model(), [&request](const ServedModel& model) {
         return TranslateRequest(request, model);
       });
@@ -306,40 +310,14 @@ class StreamCall final : public GenerationCall,
       if (status.ok()) generation_ = *std::move(generation);
     }
     if (!status.ok()) {
-      {
-        MutexLock lock(&mutex_);
-        finished_ = true;
-      }
-      // Nothing was sent, so that a client or proxy may try elsewhere.
-      Finish(PrepareFinish(status));
+      Refuse(status);
       return;
-    }
-    {
-      MutexLock lock(&mutex_);
-      writing_since_ = start_;
     }
     context_->AddInitialMetadata(kRequestIdKey, metadata_.request_id);
     StartSendInitialMetadata();
   }
 
   void OnSendInitialMetadataDone(bool ok) override { OnWriteDone(ok); }
-
-  void OnWriteDone(bool ok) override {
-    if (!ok) Abandon();
-    {
-      MutexLock lock(&mutex_);
-      writing_ = false;
-      writing_since_.reset();
-    }
-    Pump();
-  }
-
-  void OnCancel() override {
-    Abandon();
-    Pump();
-  }
-
-  void OnDone() override { Close(); }
 
  private:
   // Begins the next write, if none is under way and there is something to write.
@@ -352,8 +330,7 @@ class StreamCall final : public GenerationCall,
       if (writing_ || finished_ || generation_ == nullptr) return;
       chunk = generation_->Take();
       if (!chunk.has_value()) return;
-      writing_ = true;
-      writing_since_ = absl::Now();
+      BeginWrite(absl::Now());
       finished_ = chunk->result.has_value();
       abandoned = abandoned_;
       generation = generation_;
@@ -404,8 +381,6 @@ class StreamCall final : public GenerationCall,
   }
 
   std::shared_ptr<Generation> generation_ ABSL_GUARDED_BY(mutex_);
-  // True from the start: the initial metadata counts as the first write.
-  bool writing_ ABSL_GUARDED_BY(mutex_) = true;
   v1::GenerateStreamResponse message_;  // belongs to the write that is under way
 };
 

@@ -143,6 +143,46 @@ class UnaryGenerationCall : public GenerationCall, public grpc::ServerUnaryReact
   std::vector<std::shared_ptr<Generation>> parts_ ABSL_GUARDED_BY(mutex_);
 };
 
+/// Answers by any number of messages, one write at a time. `Reactor` is gRPC's for the method.
+template <typename Reactor>
+class StreamedGenerationCall : public GenerationCall, public Reactor {
+ public:
+  using GenerationCall::GenerationCall;
+
+  void OnWriteDone(bool ok) final {
+    if (!ok) Abandon();
+    {
+      MutexLock lock(&mutex_);
+      writing_ = false;
+      writing_since_.reset();
+    }
+    Pump();
+  }
+  void OnCancel() final {
+    Abandon();
+    Pump();
+  }
+  void OnDone() final { Close(); }
+
+ protected:
+  /// Ends the call before anything was sent, so that a client or proxy may try elsewhere.
+  void Refuse(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_) {
+    {
+      MutexLock lock(&mutex_);
+      finished_ = true;
+    }
+    this->Finish(PrepareFinish(status));
+  }
+
+  /// From now on the caller alone may write, until OnWriteDone.
+  void BeginWrite(absl::Time since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    writing_ = true;
+    writing_since_ = since;
+  }
+
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
 /// Starts the calls' reactors; they delete themselves.
 grpc::ServerUnaryReactor* StartGenerate(grpc::CallbackServerContext* context,
                                         const v1::GenerateRequest& request,

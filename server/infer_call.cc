@@ -63,57 +63,30 @@ class ModelInferCall final : public UnaryGenerationCall {
 /// Any number of requests, answered as their text comes. What is wrong with one is a message of the
 /// stream; the others go on.
 class ModelStreamInferCall final
-    : public GenerationCall,
-      public grpc::ServerBidiReactor<inference::ModelInferRequest,
-                                     inference::ModelStreamInferResponse> {
+    : public StreamedGenerationCall<grpc::ServerBidiReactor<inference::ModelInferRequest,
+                                                            inference::ModelStreamInferResponse>> {
  public:
   ModelStreamInferCall(grpc::CallbackServerContext* context, const CallServices& services)
-      : GenerationCall(context, "ModelStreamInfer", services) {}
+      : StreamedGenerationCall(context, "ModelStreamInfer", services) {}
 
   void Start() {
     const absl::Status status = Open();
     if (status.ok()) {
       StartRead(&incoming_);
-      return;
+    } else {
+      Refuse(status);
     }
-    {
-      MutexLock lock(&mutex_);
-      finished_ = true;
-    }
-    Finish(PrepareFinish(status));
   }
 
   void OnReadDone(bool ok) override {
-    if (!ok) {
-      MutexLock lock(&mutex_);
-      reads_done_ = true;
-      reading_ = false;
-    } else {
-      Take(incoming_);
-      MutexLock lock(&mutex_);
-      reading_ = false;
-    }
-    ReadOn();
-    Pump();
-  }
-
-  void OnWriteDone(bool ok) override {
-    if (!ok) Abandon();
+    if (ok) Take(incoming_);
     {
       MutexLock lock(&mutex_);
-      writing_ = false;
-      writing_since_.reset();
+      reads_done_ = !ok;
+      reading_ = false;
     }
-    ReadOn();
     Pump();
   }
-
-  void OnCancel() override {
-    Abandon();
-    Pump();
-  }
-
-  void OnDone() override { Close(); }
 
  private:
   using Response = inference::ModelStreamInferResponse;
@@ -162,6 +135,7 @@ class ModelStreamInferCall final
     return message;
   }
 
+  // Reads the next request, where there is room for it.
   void ReadOn() {
     {
       MutexLock lock(&mutex_);
@@ -175,6 +149,7 @@ class ModelStreamInferCall final
   }
 
   void Pump() override {
+    ReadOn();
     enum class Step { kNothing, kWrite, kFinish };
     Step step = Step::kNothing;
     absl::Status abandoned;
@@ -183,8 +158,7 @@ class ModelStreamInferCall final
       if (writing_ || finished_) return;
       abandoned = abandoned_;
       if (abandoned.ok() && NextMessage()) {
-        writing_ = true;
-        writing_since_ = absl::Now();
+        BeginWrite(absl::Now());
         step = Step::kWrite;
       } else if (!abandoned.ok() || (reads_done_ && items_.empty())) {
         finished_ = true;
@@ -254,7 +228,6 @@ class ModelStreamInferCall final
 
   bool reading_ ABSL_GUARDED_BY(mutex_) = true;
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
-  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   std::list<Item> items_ ABSL_GUARDED_BY(mutex_);
   std::deque<Response> refusals_ ABSL_GUARDED_BY(mutex_);
 };
