@@ -1,10 +1,12 @@
 #include "server/generation.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/answer_size.h"
 #include "server/status.h"
 
 namespace firesteel::server {
@@ -31,6 +33,10 @@ size_t BytesOf(const std::vector<TokenLogprob>& logprobs) {
   return bytes;
 }
 
+size_t BytesOf(const SequenceOutput& output) {
+  return output.text.size() + BytesOf(output.logprobs);
+}
+
 template <typename T>
 void Append(std::vector<T> from, std::vector<T>* to) {
   to->insert(to->end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
@@ -49,7 +55,7 @@ absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
     if (!translated.ok()) return translated.status();
     GenerationRequest& request = translated->request;
     request.request_id = metadata.request_id;
-    request.deadline = metadata.deadline;
+    request.deadline = std::min(request.deadline, metadata.deadline);
     request.client = caller.name;
     if (translated->needs_seed) request.sampling.seed = RandomSeed();
     std::unique_ptr<Quota::Lease> quota;
@@ -59,8 +65,8 @@ absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
       quota = *std::move(lease);
     }
     const uint64_t prompt_tokens = request.prompt.size();
-    const auto generation = std::make_shared<Generation>(*model, *translated, metadata.deadline,
-                                                         std::move(quota), listener);
+    const auto generation =
+        std::make_shared<Generation>(*model, *translated, std::move(quota), listener);
     const auto handle = (*model)->engine->Submit(std::move(request), generation);
     if (handle.ok()) {
       generation->Submitted(*handle, prompt_tokens);
@@ -75,13 +81,13 @@ absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
 }
 
 Generation::Generation(std::shared_ptr<const ServedModel> model, const TranslatedRequest& request,
-                       absl::Time deadline, std::unique_ptr<Quota::Lease> quota,
+                       std::unique_ptr<Quota::Lease> quota,
                        std::shared_ptr<OutputListener> listener)
     : model_(std::move(model)),
       return_token_ids_(request.return_token_ids),
       score_(request.request.max_tokens == 0),
       first_token_(request.request.prompt.front()),
-      deadline_(deadline),
+      deadline_(request.request.deadline),
       quota_(std::move(quota)),
       listener_(std::move(listener)),
       sequences_(request.request.n),
@@ -183,11 +189,9 @@ std::optional<Generation::Chunk> Generation::Take() {
   }
   Chunk chunk;
   chunk.index = static_cast<uint32_t>(*found);
-  chunk.output = std::exchange(sequences_[*found], SequenceOutput());
-  if (others == 0) {
-    pending_bytes_ = 0;
-    chunk.result = result_;
-  }
+  chunk.output = TakeFront(*model_, &sequences_[*found]);
+  pending_bytes_ -= std::min(pending_bytes_, BytesOf(chunk.output));
+  if (others == 0 && sequences_[*found].empty()) chunk.result = result_;
   next_ = *found + 1;
   return chunk;
 }

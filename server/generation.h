@@ -55,8 +55,7 @@ class Generation final : public GenerationSink {
       const std::shared_ptr<OutputListener>& listener);
 
   Generation(std::shared_ptr<const ServedModel> model, const TranslatedRequest& request,
-             absl::Time deadline, std::unique_ptr<Quota::Lease> quota,
-             std::shared_ptr<OutputListener> listener);
+             std::unique_ptr<Quota::Lease> quota, std::shared_ptr<OutputListener> listener);
 
   void OnPromptLogprobs(std::vector<TokenLogprob> logprobs) override;
   void OnDelta(TokenDelta delta) override;
@@ -66,8 +65,8 @@ class Generation final : public GenerationSink {
   /// Of the prompt.
   int32_t first_token() const { return first_token_; }
 
-  /// The next chunk, if there is one. A sequence's `end` comes with its last text; that of the last
-  /// sequence comes with the result.
+  /// The next chunk, if there is one, no larger than a message may be. A sequence's `end` comes
+  /// with its last text; that of the last sequence comes with the result.
   std::optional<Chunk> Take() ABSL_LOCKS_EXCLUDED(mutex_);
 
   bool finished() const ABSL_LOCKS_EXCLUDED(mutex_);

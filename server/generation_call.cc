@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "server/answer_size.h"
 #include "server/logging.h"
 #include "server/request_translation.h"
 #include "server/status.h"
@@ -235,7 +236,8 @@ class GenerateCall final : public UnaryGenerationCall {
   void Start(const v1::GenerateRequest& request) {
     UnaryGenerationCall::Start([&request]() -> absl::StatusOr<std::vector<Part>> {
       return std::vector<Part>{{request.model(), [&request](const ServedModel& model) {
-                                  return TranslateRequest(request, model);
+                                  return WithBoundedAnswer(TranslateRequest(request, model), model,
+                                                           AnswerForm::kProto);
                                 }}};
     });
   }
@@ -268,7 +270,8 @@ class ScoreCall final : public UnaryGenerationCall {
   void Start(const v1::ScoreRequest& request) {
     UnaryGenerationCall::Start([&request]() -> absl::StatusOr<std::vector<Part>> {
       return std::vector<Part>{{request.model(), [&request](const ServedModel& model) {
-                                  return TranslateScore(request, model);
+                                  return WithBoundedAnswer(TranslateScore(request, model), model,
+                                                           AnswerForm::kProto);
                                 }}};
     });
   }

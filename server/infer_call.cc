@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/answer_size.h"
 #include "server/kserve_translation.h"
 #include "server/logging.h"
 #include "server/status.h"
@@ -18,8 +19,12 @@ namespace {
 // As Triton's clients look for it.
 constexpr char kFinalResponse[] = "triton_final_response";
 
-Generation::Translate Translator(const v1::GenerateRequest& request) {
-  return [&request](const ServedModel& model) { return TranslateRequest(request, model); };
+// One text of a request, which lives until it is admitted.
+absl::StatusOr<TranslatedRequest> TranslateText(const v1::GenerateRequest& text,
+                                                absl::Duration timeout, const ServedModel& model) {
+  auto translated = TranslateRequest(text, model);
+  if (translated.ok()) translated->request.deadline = absl::Now() + timeout;
+  return translated;
 }
 
 /// A batch of texts, answered once all of them have finished.
@@ -37,7 +42,11 @@ class ModelInferCall final : public UnaryGenerationCall {
       std::vector<Part> parts;
       parts.reserve(request_.requests.size());
       for (const v1::GenerateRequest& one : request_.requests) {
-        parts.push_back({one.model(), Translator(one)});
+        parts.push_back({one.model(), [this, &one](const ServedModel& model) {
+                           return WithBoundedAnswer(TranslateText(one, request_.timeout, model),
+                                                    model, AnswerForm::kJson,
+                                                    request_.requests.size());
+                         }});
       }
       return parts;
     });
@@ -112,7 +121,9 @@ class ModelStreamInferCall final
                                                           " texts; a stream takes one a request"));
     }
     const v1::GenerateRequest one = std::move(translated->requests.front());
-    auto generation = Admit(one.model(), Translator(one));
+    auto generation = Admit(one.model(), [&one, &translated](const ServedModel& model) {
+      return TranslateText(one, translated->timeout, model);
+    });
     if (!generation.ok()) return generation.status();
     MutexLock lock(&mutex_);
     items_.push_back({*std::move(translated), *std::move(generation)});

@@ -157,6 +157,49 @@ TEST_F(KserveTest, CancelledBatchLeaves) {
   EXPECT_EQ(call.get().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+// As Triton's clients ask for it, in microseconds; the call itself has no deadline.
+TEST_F(KserveTest, TimeoutEndsARequest) {
+  inference::ModelInferRequest request = Infer({"hey"}, "r1");
+  (*request.mutable_parameters())["timeout"].set_int64_param(20'000);
+  grpc::ClientContext context;
+  inference::ModelInferResponse response;
+  const grpc::Status status = kserve_->ModelInfer(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "DEADLINE_EXCEEDED");
+
+  grpc::ClientContext stream_context;
+  const std::unique_ptr<Stream> stream = kserve_->ModelStreamInfer(&stream_context);
+  stream->Write(request);
+  stream->WritesDone();
+  inference::ModelStreamInferResponse message;
+  ASSERT_TRUE(stream->Read(&message));
+  EXPECT_EQ(message.infer_response().parameters().at("error_code").string_param(),
+            "DEADLINE_EXCEEDED");
+  EXPECT_FALSE(stream->Read(&message));
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+TEST_F(KserveTest, AnswerOfABatchIsBoundedAsAWhole) {
+  max_answer_bytes_ = 64 << 10;
+  Restart(ServerConfig());
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  alpha_->AnswerAll(2);
+  inference::ModelInferRequest request = Infer({"a"});
+  (*request.mutable_parameters())["logprobs"].set_int64_param(5);
+  (*request.mutable_parameters())["max_tokens"].set_int64_param(50);
+  inference::ModelInferResponse response;
+  grpc::ClientContext context;
+  ASSERT_TRUE(kserve->ModelInfer(&context, request, &response).ok());
+  request = Infer(std::vector<std::string>(20, "a"));
+  (*request.mutable_parameters())["logprobs"].set_int64_param(5);
+  (*request.mutable_parameters())["max_tokens"].set_int64_param(50);
+  grpc::ClientContext large_context;
+  const grpc::Status status = kserve->ModelInfer(&large_context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("for each of 20 texts"));
+  EXPECT_EQ(alpha_->num_admitted(), 1u);
+}
+
 TEST_F(KserveTest, StreamSendsTextAsItComes) {
   grpc::ClientContext context;
   const std::unique_ptr<Stream> stream = kserve_->ModelStreamInfer(&context);

@@ -181,8 +181,11 @@ constexpr char kDetails[] = "details";
 // Asked for by Triton's clients. The last message of a stream says that it is the last in any case.
 constexpr char kEmptyFinal[] = "triton_enable_empty_final_response";
 
+// As Triton's clients send it, in microseconds; 0: no limit.
+constexpr char kTimeout[] = "timeout";
+
 void ReadParameters(const inference::ModelInferRequest& request, v1::GenerateRequest* common,
-                    bool* details, FieldViolations* violations) {
+                    absl::Duration* timeout, bool* details, FieldViolations* violations) {
   for (const auto& [name, value] : request.parameters()) {
     const std::string field = absl::StrCat("parameters[", Quoted(name), "]");
     std::string wrong;
@@ -192,8 +195,15 @@ void ReadParameters(const inference::ModelInferRequest& request, v1::GenerateReq
       const auto truth = Truth(value);
       if (!truth.has_value()) wrong = kNoTruth;
       if (name == kDetails) *details = truth.value_or(false);
+    } else if (name == kTimeout) {
+      const auto microseconds = Whole<int64_t>(value);
+      if (microseconds.value_or(-1) < 0) {
+        wrong = "must be a whole number of microseconds, from 0 on";
+      } else if (*microseconds > 0) {
+        *timeout = absl::Microseconds(*microseconds);
+      }
     } else {
-      std::vector<std::string> known = {kDetails};
+      std::vector<std::string> known = {kDetails, kTimeout};
       for (const auto& [key, setter_of_key] : Setters()) known.push_back(key);
       violations->Add(field, absl::StrCat("is no parameter of this model; known are ",
                                           absl::StrJoin(known, ", ")));
@@ -381,8 +391,8 @@ absl::StatusOr<InferRequest> TranslateInfer(const inference::ModelInferRequest& 
   v1::GenerateRequest common;
   common.set_model(request.model_name());
   bool details = false;
-  ReadParameters(request, &common, &details, &violations);
   InferRequest out;
+  ReadParameters(request, &common, &out.timeout, &details, &violations);
   out.id = request.id();
   out.raw = request.raw_input_contents_size() > 0;
   out.outputs = ReadOutputs(request, details, &violations);

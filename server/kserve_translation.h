@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "firesteel/v1/generation_service.pb.h"
 #include "inference/grpc_service.pb.h"
 #include "server/model_registry.h"
@@ -25,10 +26,11 @@ inline constexpr char kModelVersion[] = "1";
 /// A ModelInferRequest, taken apart.
 struct InferRequest {
   std::string id;
-  std::vector<v1::GenerateRequest> requests;  // one a text
-  std::vector<int64_t> shape;                 // of text_input, and so of every output
-  std::vector<std::string> outputs;           // the tensors to answer with
-  bool raw = false;                           // the answer's tensors go where the request's were
+  std::vector<v1::GenerateRequest> requests;          // one a text
+  std::vector<int64_t> shape;                         // of text_input, and so of every output
+  std::vector<std::string> outputs;                   // the tensors to answer with
+  absl::Duration timeout = absl::InfiniteDuration();  // of each text, from its admission
+  bool raw = false;  // the answer's tensors go where the request's were
 };
 
 /// InvalidArgument with a google.rpc.BadRequest that lists everything wrong with tensors and

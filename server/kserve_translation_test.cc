@@ -196,6 +196,20 @@ INSTANTIATE_TEST_SUITE_P(
             "outputs[1].name", "is \"text_output\"; it is there already"}),
     [](const auto& row) { return row.param.name; });
 
+TEST(TranslateInferTest, TimeoutIsInMicroseconds) {
+  R request = ValidRequest();
+  EXPECT_EQ(TranslateInfer(request)->timeout, absl::InfiniteDuration());
+  Parameter(request, "timeout").set_int64_param(1500);
+  EXPECT_EQ(TranslateInfer(request)->timeout, absl::Microseconds(1500));
+  Parameter(request, "timeout").set_uint64_param(0);
+  EXPECT_EQ(TranslateInfer(request)->timeout, absl::InfiniteDuration()) << "Triton's default";
+  for (const int64_t wrong : {int64_t{-1}, std::numeric_limits<int64_t>::min()}) {
+    Parameter(request, "timeout").set_int64_param(wrong);
+    EXPECT_THAT(std::string(TranslateInfer(request).status().message()),
+                HasSubstr("whole number of microseconds"));
+  }
+}
+
 TEST(TranslateInferTest, OtherVersionIsNotFound) {
   R request = ValidRequest();
   request.set_model_version("2");

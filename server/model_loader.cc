@@ -13,6 +13,7 @@
 #include "runtime/checkpoint/weights.h"
 #include "runtime/gemm/gemm.h"
 #include "runtime/tokenizer/tokenizer.h"
+#include "server/answer_size.h"
 #include "server/logging.h"
 
 namespace firesteel::server {
@@ -75,6 +76,8 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
     model.max_prompt_tokens = std::min(model.max_prompt_tokens, options.max_prompt_tokens);
   }
   model.max_message_bytes = options.max_message_bytes;
+  model.max_answer_bytes = options.max_answer_bytes;
+  model.longest_token_text = LongestTokenText(model.engine->tokenizer(), config.vocab_size);
   metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), DTypeName((*weights)->dtype));
   metrics->SetKvCapacity(model.engine->kv_capacity_tokens());
   Log(LogLevel::kInfo, "model loaded",

@@ -27,6 +27,8 @@ struct ServedModel {
   GenerationDefaults defaults;
   uint32_t max_prompt_tokens = 0;  // at most context − 1
   uint64_t max_message_bytes = 0;
+  uint64_t max_answer_bytes = uint64_t{4} << 20;  // of a unary call, and of a stream's message
+  uint32_t longest_token_text = 0;                // as LongestTokenText has it
 
   const ModelConfig& config() const { return engine->weights().config; }
 };

@@ -45,6 +45,7 @@ struct ServerOptions {
   EngineOptions engine;
   uint32_t max_prompt_tokens = 0;  // 0: what the context allows
   uint64_t max_message_bytes = 4u << 20;
+  uint64_t max_answer_bytes = 4u << 20;
   absl::Duration withdraw = absl::ZeroDuration();  // health is withdrawn so long before all else
   absl::Duration drain = absl::Seconds(30);
   absl::Duration stall = absl::Seconds(30);

@@ -110,6 +110,8 @@ TEST(OptionsTest, EveryValueReachesItsField) {
                                          "7",
                                          "--max-message-bytes",
                                          "64KiB",
+                                         "--max-answer-bytes",
+                                         "1MiB",
                                          "--target-itl-ms",
                                          "12.5",
                                          "--drain-seconds",
@@ -150,6 +152,7 @@ TEST(OptionsTest, EveryValueReachesItsField) {
   EXPECT_EQ(options.kv_cache_type, kernels::DType::kBF16);
   EXPECT_EQ(options.max_prompt_tokens, 7u);
   EXPECT_EQ(options.max_message_bytes, 64u << 10);
+  EXPECT_EQ(options.max_answer_bytes, 1u << 20);
   EXPECT_EQ(options.engine.target_itl, absl::Microseconds(12500));
   EXPECT_EQ(options.drain, absl::Milliseconds(1500));
   EXPECT_EQ(options.stall, absl::Seconds(9));

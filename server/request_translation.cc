@@ -245,6 +245,7 @@ v1::ModelLimits DescribeLimits(const ServedModel& model) {
   limits.set_max_logit_biases(RequestLimits::kMaxLogitBiases);
   limits.set_max_cache_salt_bytes(RequestLimits::kMaxCacheSaltBytes);
   limits.set_max_message_bytes(model.max_message_bytes);
+  limits.set_max_answer_bytes(model.max_answer_bytes);
   limits.set_max_batch_size(options.max_batch_size);
   limits.set_max_batch_tokens(options.max_batch_tokens);
   limits.set_max_queue_requests(options.max_queue_requests);
@@ -272,6 +273,7 @@ absl::StatusOr<TranslatedRequest> TranslateRequest(const v1::GenerateRequest& re
   }
   if (!violations.empty()) return violations.ToStatus();
 
+  out.input_field = InputField(request);
   const size_t room = model.config().max_position_embeddings - to.prompt.size();
   to.max_tokens = static_cast<uint32_t>(std::min<size_t>(to.max_tokens, room));
   out.needs_seed = !request.sampling().has_seed();
@@ -292,6 +294,7 @@ absl::StatusOr<TranslatedRequest> TranslateScore(const v1::ScoreRequest& request
   const size_t limit = model.max_prompt_tokens == context - 1 ? context : model.max_prompt_tokens;
   CheckLength(InputField(request), out.request.prompt.size(), limit, &violations);
   if (!violations.empty()) return violations.ToStatus();
+  out.input_field = InputField(request);
   out.request.max_tokens = 0;
   out.request.logprobs = 0;
   out.request.prompt_logprobs = true;

@@ -49,7 +49,8 @@ struct TranslatedRequest {
   bool needs_seed = false;
   bool return_token_ids = false;
   bool echo = false;
-  std::string prompt_text;  // of an echo
+  std::string prompt_text;             // of an echo
+  const char* input_field = "prompt";  // where the prompt came from, for messages
 };
 
 /// Checks every field of `request` against `model`. InvalidArgument with a google.rpc.BadRequest

@@ -20,6 +20,7 @@
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "server/answer_size.h"
 #include "server/fake_engine.h"
 #include "server/logging.h"
 #include "server/server.h"
@@ -51,6 +52,8 @@ class ServerTest : public testing::Test {
       model.engine = std::move(engine);
       model.max_prompt_tokens = 127;
       model.max_message_bytes = config.max_message_bytes;
+      model.max_answer_bytes = max_answer_bytes_;
+      model.longest_token_text = LongestTokenText(FakeTokenizer(), FakeModelConfig().vocab_size);
       models->Put(std::move(model));
     }
     auto server = Server::Start(config, std::move(metrics), std::move(models));
@@ -131,6 +134,7 @@ class ServerTest : public testing::Test {
     return value.value_or(-1);
   }
 
+  uint64_t max_answer_bytes_ = uint64_t{4} << 20;  // of models from the next Start on
   std::unique_ptr<Server> server_;
   FakeEngine* alpha_ = nullptr;  // the default model
   FakeEngine* beta_ = nullptr;

@@ -11,6 +11,9 @@ namespace {
 // Text with more bytes than this for each token that a prompt may have can't fit.
 constexpr uint64_t kMaxBytesPerToken = 64;
 
+// Tag and length of a token in an answer; a text of 128 bytes and more has one more.
+constexpr uint64_t kTokenFrameBytes = 3;
+
 }  // namespace
 
 std::string TokenText(const Tokenizer& tokenizer, int32_t token_id) {
@@ -52,10 +55,15 @@ absl::Status Tokenize(const v1::TokenizeRequest& request, const ServedModel& mod
   if (!violations.empty()) return violations.ToStatus();
   response->set_model(model.name);
   const bool keep_bos = !request.has_add_bos() || request.add_bos();
+  uint64_t bytes = 0;
   for (size_t i = keep_bos ? 0 : 1; i < ids.size(); ++i) {
     v1::Token* const token = response->add_tokens();
     token->set_token_id(static_cast<uint32_t>(ids[i]));
     token->set_text(TokenText(model.engine->tokenizer(), ids[i]));
+    bytes += token->ByteSizeLong() + kTokenFrameBytes;
+    if (bytes <= model.max_answer_bytes) continue;
+    return InvalidField("text", absl::StrCat("has ", ids.size(), " tokens, whose answer exceeds ",
+                                             model.max_answer_bytes, " bytes; send it in parts"));
   }
   return absl::OkStatus();
 }
@@ -81,6 +89,11 @@ absl::Status Detokenize(const v1::DetokenizeRequest& request, const ServedModel&
   }
   if (!violations.empty()) return violations.ToStatus();
   repair.Finish(&text);
+  if (text.size() > model.max_answer_bytes) {
+    return InvalidField("token_ids",
+                        absl::StrCat("have a text of ", text.size(), " bytes; at most ",
+                                     model.max_answer_bytes, " are allowed; send them in parts"));
+  }
   response->set_model(model.name);
   response->set_text(std::move(text));
   return absl::OkStatus();

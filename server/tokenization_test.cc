@@ -77,6 +77,27 @@ TEST(DetokenizeTest, WrongIdsAreNamed) {
   EXPECT_EQ(response.text(), "");
 }
 
+TEST(TokenizeTest, AnswerHasItsLimit) {
+  ServedModel model = MakeModel();
+  model.max_answer_bytes = 500;
+  v1::TokenizeRequest request;
+  v1::TokenizeResponse response;
+  request.set_text(std::string(40, 'x'));
+  EXPECT_TRUE(Tokenize(request, model, &response).ok());
+  EXPECT_LE(response.ByteSizeLong(), 500u);
+  request.set_text(std::string(100, 'x'));
+  const absl::Status status = Tokenize(request, model, &response);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("text: has 101 tokens, whose answer"));
+
+  model.max_answer_bytes = 50;
+  v1::DetokenizeRequest ids;
+  for (int i = 0; i < 100; ++i) ids.add_token_ids(3 + 'x');
+  v1::DetokenizeResponse joined;
+  EXPECT_THAT(std::string(Detokenize(ids, model, &joined).message()),
+              HasSubstr("token_ids: have a text of 100 bytes; at most 50"));
+}
+
 TEST(DetokenizeTest, AtMostAContextOfTokens) {
   const ServedModel model = MakeModel();
   v1::DetokenizeRequest request;
