@@ -239,6 +239,17 @@ void FakeEngine::SetMakingProgress(bool moving) {
   moving_ = moving;
 }
 
+void FakeEngine::WaitForDrain() {
+  MutexLock lock(&mutex_);
+  while (!draining_) changed_.Wait(&mutex_);
+}
+
+void FakeEngine::PassDrainDeadline() {
+  MutexLock lock(&mutex_);
+  drain_deadline_passed_ = true;
+  changed_.NotifyAll();
+}
+
 // --- Engine ---
 
 absl::StatusOr<Engine::RequestHandle> FakeEngine::Submit(GenerationRequest request,
@@ -280,6 +291,7 @@ void FakeEngine::Cancel(RequestHandle handle) {
 void FakeEngine::BeginDrain() {
   MutexLock lock(&mutex_);
   draining_ = true;
+  changed_.NotifyAll();
 }
 
 bool FakeEngine::FinishDrain(absl::Time deadline) {
@@ -287,7 +299,8 @@ bool FakeEngine::FinishDrain(absl::Time deadline) {
   {
     MutexLock lock(&mutex_);
     draining_ = true;
-    while (!running_.empty() && changed_.WaitUntil(&mutex_, deadline)) {
+    while (!running_.empty() && !drain_deadline_passed_) {
+      if (!changed_.WaitUntil(&mutex_, deadline)) break;
     }
     if (running_.empty()) return true;
     for (const auto& [handle, running] : running_) left.push_back(handle);

@@ -62,6 +62,9 @@ class FakeEngine final : public Engine {
   /// Whether nothing runs.
   bool empty();
   void SetMakingProgress(bool moving);
+  void WaitForDrain();
+  /// FinishDrain does from now on as if its deadline had passed.
+  void PassDrainDeadline();
 
   // --- Engine ---
   absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
@@ -110,6 +113,7 @@ class FakeEngine final : public Engine {
   RequestHandle next_handle_ ABSL_GUARDED_BY(mutex_) = 1;
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool drain_deadline_passed_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool moving_ ABSL_GUARDED_BY(mutex_) = true;
   std::thread thread_;  // last: it uses the others

@@ -1,5 +1,6 @@
 #include "server/server.h"
 
+#include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/server_builder_option.h>
@@ -25,13 +26,6 @@ namespace {
 
 constexpr char kReflectionService[] = "grpc.reflection.v1alpha.ServerReflection";
 
-// A dead client is noticed within about a minute and a half, also behind a load balancer; clients
-// may ping as often as every ten seconds, with and without calls. Nothing here ends a stream for
-// being long or quiet.
-constexpr int kKeepaliveTimeMs = 60'000;
-constexpr int kKeepaliveTimeoutMs = 20'000;
-constexpr int kMinClientPingMs = 10'000;
-
 // Reflection is served by gRPC's own synchronous threads, one for each open stream.
 constexpr int kMaxGrpcThreads = 64;
 // Buffers of all connections together; beyond it gRPC slows down reading.
@@ -40,24 +34,28 @@ constexpr size_t kMaxGrpcBufferBytes = size_t{1} << 30;
 // After the last token, readers have so long to take what was sent to them.
 constexpr absl::Duration kLastBytesGrace = absl::Seconds(2);
 
-/// gRPC's reflection library registers itself with every server of the process once it is linked.
-class ReflectionOption final : public grpc::ServerBuilderOption {
+/// gRPC's services that register themselves with every server of the process: reflection once it is
+/// linked, channelz once it was asked for.
+class PluginOption final : public grpc::ServerBuilderOption {
  public:
-  explicit ReflectionOption(bool enabled) : enabled_(enabled) {}
+  PluginOption(bool reflection, bool channelz) : reflection_(reflection), channelz_(channelz) {}
 
   void UpdateArguments(grpc::ChannelArguments*) override {}
 
   void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    grpc::reflection::ProtoServerReflectionPlugin reflection;
-    std::erase_if(*plugins, [&reflection](const auto& plugin) {
-      return plugin->name() == reflection.name();
+    const std::string reflection = grpc::reflection::ProtoServerReflectionPlugin().name();
+    std::erase_if(*plugins, [&](const auto& plugin) {
+      return plugin->name() == reflection || (plugin->name() == kChannelzPlugin && !channelz_);
     });
-    if (!enabled_) return;
+    if (!reflection_) return;
     plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
   }
 
  private:
-  const bool enabled_;
+  static constexpr char kChannelzPlugin[] = "channelz_service";
+
+  const bool reflection_;
+  const bool channelz_;
 };
 
 std::vector<const google::protobuf::ServiceDescriptor*> OwnServices() {
@@ -95,16 +93,17 @@ int ToIntMilliseconds(absl::Duration duration) {
       std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
 }
 
-void Configure(const ServerConfig& config, grpc::ServerBuilder* builder) {
+void Configure(const ServerConfig& config, bool channelz, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(static_cast<int>(config.max_message_bytes));
   // Otherwise two servers on one port would share its clients, and neither would say so.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, ToIntMilliseconds(config.keepalive.time));
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                              ToIntMilliseconds(config.keepalive.timeout));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                              kMinClientPingMs);
+                              ToIntMilliseconds(config.keepalive.min_client_ping));
   if (config.max_connection_age < absl::InfiniteDuration()) {
     builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
                                 ToIntMilliseconds(config.max_connection_age));
@@ -116,14 +115,15 @@ void Configure(const ServerConfig& config, grpc::ServerBuilder* builder) {
   quota.SetMaxThreads(kMaxGrpcThreads);
   quota.Resize(kMaxGrpcBufferBytes);
   builder->SetResourceQuota(quota);
-  builder->SetOption(std::make_unique<ReflectionOption>(config.reflection));
+  builder->SetOption(std::make_unique<PluginOption>(config.reflection, channelz));
 }
 
 }  // namespace
 
 Server::Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metrics,
                std::unique_ptr<ModelRegistry> models, std::unique_ptr<AccessControl> access)
-    : metrics_(std::move(metrics)),
+    : wait_(config.wait),
+      metrics_(std::move(metrics)),
       grpc_metrics_(metrics_->registry().get(), &metrics_->buckets()),
       models_(std::move(models)),
       access_(std::move(access)),
@@ -164,7 +164,7 @@ absl::Status Server::Listen(const ServerConfig& config) {
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
-  Configure(config, &builder);
+  Configure(config, /*channelz=*/false, &builder);
   int port = 0;
   builder.AddListeningPort(config.address, *credentials, &port);
   builder.RegisterService(&generation_service_);
@@ -198,8 +198,9 @@ absl::Status Server::ListenForAdmins(const ServerConfig& config,
                                      const std::shared_ptr<grpc::ServerCredentials>& credentials) {
   admin_service_ = std::make_unique<AdminService>(models_.get(), manager_.get(), access_.get());
   grpc::EnableDefaultHealthCheckService(false);
+  if (config.channelz) grpc::channelz::experimental::InitChannelzService();
   grpc::ServerBuilder builder;
-  Configure(config, &builder);
+  Configure(config, config.channelz, &builder);
   int port = 0;
   builder.AddListeningPort(config.admin_address, credentials, &port);
   builder.RegisterService(admin_service_.get());
@@ -241,7 +242,7 @@ Server::~Server() { Stop(absl::ZeroDuration(), absl::ZeroDuration()); }
 bool Server::Stop(absl::Duration grace, absl::Duration drain) {
   if (std::exchange(stopped_, true)) return true;
   health_->Withdraw();
-  absl::SleepFor(grace);
+  wait_(grace);
   const absl::Time deadline = absl::Now() + drain;
   for (const auto& model : models_->models()) model->engine->BeginDrain();
   bool clean = true;

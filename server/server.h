@@ -7,11 +7,13 @@
 #include <grpcpp/server.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/access_control.h"
 #include "server/admin_service.h"
@@ -32,6 +34,17 @@
 
 namespace firesteel::server {
 
+/// When a connection counts as dead, and how often clients may ask whether it is. Nothing here ends
+/// a stream for being long or quiet.
+struct KeepaliveLimits {
+  /// A client of which nothing was heard for so long is asked …
+  absl::Duration time = absl::Minutes(1);
+  /// … and given up when it does not answer for so long.
+  absl::Duration timeout = absl::Seconds(20);
+  /// Clients may ask as often as this, with and without calls.
+  absl::Duration min_client_ping = absl::Seconds(10);
+};
+
 struct ServerConfig {
   std::string address = "127.0.0.1:0";          // HOST:PORT; port 0 picks a free one
   std::string metrics_address = "127.0.0.1:0";  // the same
@@ -45,6 +58,12 @@ struct ServerConfig {
   /// Connections are closed when they are this old, once their calls have ended: so that clients
   /// find servers that were added.
   absl::Duration max_connection_age = absl::InfiniteDuration();
+  KeepaliveLimits keepalive;
+  /// gRPC's own view of connections and calls (channelz), on admin_address: it tells of every
+  /// client's address, and asks nobody for a token.
+  bool channelz = false;
+  /// Waits between health's NOT_SERVING and the first refusal.
+  std::function<void(absl::Duration)> wait = absl::SleepFor;
   TlsFiles tls;
   std::string auth_token_file;  // empty: no tokens
   /// How often certificates and tokens are looked at.
@@ -95,6 +114,8 @@ class Server {
   absl::Status Listen(const ServerConfig& config);
   absl::Status ListenForAdmins(const ServerConfig& config,
                                const std::shared_ptr<grpc::ServerCredentials>& credentials);
+
+  const std::function<void(absl::Duration)> wait_;
 
   // In the order of their making; what is below uses what is above.
   const std::unique_ptr<ServerMetrics> metrics_;

@@ -605,6 +605,149 @@ TEST_F(ServerTest, DrainCancelsAtItsDeadline) {
   EXPECT_EQ(all.messages[0].sequence().finish_reason(), v1::FINISH_REASON_CANCELLED);
 }
 
+// Every step is let through by an event, so that what holds between two of them is seen.
+TEST_F(ServerTest, DrainGoesInOrder) {
+  absl::Notification withdrawn, grace_over;
+  ServerConfig config;
+  config.wait = [&](absl::Duration grace) {
+    EXPECT_EQ(grace, absl::Seconds(7));
+    withdrawn.Notify();
+    grace_over.WaitForNotification();
+  };
+  Restart(std::move(config));
+  grpc::ClientContext watch_context;
+  const auto watch = health_->Watch(&watch_context, {});
+  HealthResponse health;
+  ASSERT_TRUE(watch->Read(&health));
+  ASSERT_EQ(health.status(), HealthResponse::SERVING);
+  grpc::ClientContext ends_context, stays_context;
+  const auto ends = generation_->GenerateStream(&ends_context, Request());
+  const auto ends_handle = alpha_->WaitForRequest(0);
+  const auto stays = generation_->GenerateStream(&stays_context, Request());
+  alpha_->WaitForRequest(1);
+
+  auto stop = std::async(std::launch::async, [this] {
+    return server_->Stop(absl::Seconds(7), absl::InfiniteDuration());
+  });
+  withdrawn.WaitForNotification();
+  // 1. Health is withdrawn, of every name.
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_EQ(health.status(), HealthResponse::NOT_SERVING);
+  EXPECT_EQ(StatusOfName("alpha"), HealthResponse::NOT_SERVING);
+  // 2. In the grace, what balancers still send is taken.
+  grpc::ClientContext late_context;
+  const auto late = generation_->GenerateStream(&late_context, Request());
+  alpha_->Finish(alpha_->WaitForRequest(2), FakeResult(FinishReason::kEos));
+  EXPECT_TRUE(ReadAll(late.get()).status.ok());
+  grace_over.Notify();
+  alpha_->WaitForDrain();
+  // 3. Then it is refused.
+  v1::GenerateResponse response;
+  const grpc::Status refused = Generate(Request(), &response);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(refused)->reason(), "SERVER_DRAINING");
+  // 4. What runs goes on to its end.
+  alpha_->Emit(ends_handle, "to the end");
+  alpha_->Finish(ends_handle, FakeResult(FinishReason::kEos));
+  const Streamed ended = ReadAll(ends.get());
+  EXPECT_TRUE(ended.status.ok()) << ended.status.error_message();
+  EXPECT_EQ(ended.text(), "to the end");
+  EXPECT_FALSE(alpha_->empty()) << "the other one still runs";
+  EXPECT_EQ(stop.wait_for(std::chrono::seconds(0)), std::future_status::timeout);
+  // 5. What still runs when the time is up is cancelled.
+  alpha_->PassDrainDeadline();
+  EXPECT_EQ(ReadAll(stays.get()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_FALSE(stop.get());
+}
+
+// --- Long streams ---
+
+TEST_F(ServerTest, OldConnectionIsClosedOnlyBehindItsStreams) {
+  ServerConfig config;
+  config.max_connection_age = absl::Milliseconds(50);
+  Restart(std::move(config));
+  const auto channel = NarrowChannel(server_->address());
+  const auto stub = v1::GenerationService::NewStub(channel);
+  grpc::ClientContext context;
+  const auto reader = stub->GenerateStream(&context, Request());
+  const auto handle = alpha_->WaitForRequest(0);
+  // The server has announced the connection's end: the channel uses it for nothing new.
+  while (channel->GetState(false) == GRPC_CHANNEL_READY) {
+    channel->WaitForStateChange(GRPC_CHANNEL_READY, std::chrono::system_clock::time_point::max());
+  }
+  alpha_->Emit(handle, "still ");
+  alpha_->WaitUntilIdle();
+  alpha_->Emit(handle, "here");
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  const Streamed all = ReadAll(reader.get());
+  EXPECT_TRUE(all.status.ok()) << all.status.error_message();
+  EXPECT_EQ(all.text(), "still here");
+}
+
+// Both sides ask all the time whether the other one is there. gRPC lets a client ask once a second
+// at most, and takes it ill at the fourth time.
+TEST_F(ServerTest, QuietStreamOutlivesKeepalives) {
+  ServerConfig config;
+  config.keepalive = {.time = absl::Milliseconds(20),
+                      .timeout = absl::Seconds(60),
+                      .min_client_ping = absl::Milliseconds(100)};
+  Restart(std::move(config));
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 100);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 60'000);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  const auto channel =
+      grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments);
+  const auto stub = v1::GenerationService::NewStub(channel);
+  grpc::ClientContext context;
+  const auto reader = stub->GenerateStream(&context, Request());
+  reader->WaitForInitialMetadata();
+  const auto handle = alpha_->WaitForRequest(0);
+  EXPECT_FALSE(channel->WaitForStateChange(
+      GRPC_CHANNEL_READY, std::chrono::system_clock::now() + std::chrono::seconds(6)))
+      << "the connection was cut";
+  alpha_->Emit(handle, "still here");
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  const Streamed all = ReadAll(reader.get());
+  EXPECT_TRUE(all.status.ok()) << all.status.error_message();
+  EXPECT_EQ(all.text(), "still here");
+}
+
+// --- Large answers ---
+
+TEST_F(ServerTest, AnswerThatCouldBeTooLargeIsRefusedBeforeAnyWork) {
+  max_answer_bytes_ = 64 << 10;
+  Restart(ServerConfig());
+  v1::GenerateRequest request = Request();
+  request.set_n(16);
+  request.set_max_tokens(100);
+  request.mutable_output()->set_logprobs(20);
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  const auto bad = FindDetail<google::rpc::BadRequest>(status);
+  ASSERT_TRUE(bad.has_value());
+  EXPECT_EQ(bad->field_violations(0).field(), "max_tokens");
+  EXPECT_THAT(bad->field_violations(0).description(), HasSubstr("at most 65536"));
+  EXPECT_EQ(alpha_->num_admitted(), 0u);
+}
+
+TEST_F(ServerTest, MessagesOfStreamsKeepTheLimit) {
+  max_answer_bytes_ = 64 << 10;
+  Restart(ServerConfig());
+  grpc::ClientContext context;
+  const auto reader = generation_->GenerateStream(&context, Request());
+  const auto handle = alpha_->WaitForRequest(0);
+  const std::string text(300'000, 'x');
+  alpha_->Emit(handle, text);
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  const Streamed all = ReadAll(reader.get());
+  ASSERT_TRUE(all.status.ok()) << all.status.error_message();
+  EXPECT_EQ(all.text(), text);
+  for (const auto& message : all.messages) EXPECT_LE(message.ByteSizeLong(), 64u << 10);
+  EXPECT_TRUE(all.messages.back().has_usage());
+}
+
 // --- Around the services ---
 
 TEST_F(ServerTest, CallsAreCountedByMethodAndCode) {
@@ -675,6 +818,22 @@ TEST_F(ServerTest, ReflectionCanBeOff) {
   Restart(ServerConfig{.reflection = false});
   EXPECT_EQ(CallRaw(kReflectionMethod, std::string("\x3a\x00", 2)).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(ServerTest, ChannelzIsForAdminsWhereAskedFor) {
+  constexpr char kMethod[] = "/grpc.channelz.v1.Channelz/GetServers";
+  for (const bool on : {true, false}) {
+    ServerConfig config;
+    config.admin_address = "127.0.0.1:0";
+    config.channelz = on;
+    Restart(std::move(config));
+    EXPECT_EQ(CallRaw(kMethod, "").error_code(), grpc::StatusCode::UNIMPLEMENTED);
+    channel_ = grpc::CreateChannel(server_->admin_address(), grpc::InsecureChannelCredentials());
+    std::string answer;
+    const grpc::Status status = CallRaw(kMethod, "", &answer);
+    EXPECT_EQ(status.error_code(), on ? grpc::StatusCode::OK : grpc::StatusCode::UNIMPLEMENTED);
+    EXPECT_EQ(answer.empty(), !on);
+  }
 }
 
 TEST_F(ServerTest, MetricsEndpointServesNothingElse) {
