@@ -398,6 +398,59 @@ TEST(ProgramTest, SeveralModelsShareAServer) {
             0);
 }
 
+TEST(ProgramTest, ModelsHaveLimitsOfTheirOwn) {
+  const std::string config =
+      testing::TempDir() + "/e2e_" + std::to_string(getpid()) + "_limits.yaml";
+  std::ofstream(config) << "max-batch-size: 8\nkv-cache-bytes: 64MiB\nmodel:\n"
+                        << "  - name: narrow\n    path: " << ModelPath()
+                        << "\n    max-batch-size: 2\n    max-prompt-tokens: 5\n"
+                        << "    max-queue-requests: 3\n    kv-cache-bytes: 32MiB\n"
+                        << "  - wide=" << ModelPath() << "\n";
+  Program server(
+      {"--config", config, "--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"});
+  ASSERT_TRUE(server.WaitUntilServing());
+  const auto channel = grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials());
+  const auto models = v1::ModelService::NewStub(channel);
+  const auto limits_of = [&models](const std::string& name) {
+    grpc::ClientContext context;
+    v1::GetModelRequest request;
+    request.set_model(name);
+    v1::GetModelResponse response;
+    EXPECT_TRUE(models->GetModel(&context, request, &response).ok());
+    return response.model().limits();
+  };
+  const v1::ModelLimits wide = limits_of("wide");
+  EXPECT_EQ(wide.max_batch_size(), 8u);
+  EXPECT_EQ(wide.max_prompt_tokens(), 1023u);
+  const auto expect_narrow = [&] {
+    const v1::ModelLimits narrow = limits_of("narrow");
+    EXPECT_EQ(narrow.max_batch_size(), 2u);
+    EXPECT_EQ(narrow.max_prompt_tokens(), 5u);
+    EXPECT_EQ(narrow.max_queue_requests(), 3u);
+    EXPECT_EQ(narrow.kv_cache_capacity_tokens(), wide.kv_cache_capacity_tokens() / 2);
+  };
+  expect_narrow();
+  const auto generation = v1::GenerationService::NewStub(channel);
+  v1::GenerateRequest request = Story(2);
+  request.set_prompt("Once upon a time there was a little robot");
+  for (const char* model : {"wide", "narrow"}) {
+    request.set_model(model);
+    grpc::ClientContext context;
+    v1::GenerateResponse response;
+    EXPECT_EQ(generation->Generate(&context, request, &response).ok(), model[0] == 'w');
+  }
+  // A name keeps its limits when its model is loaded anew.
+  server.Signal(SIGHUP);
+  const auto replaced = [&server] {
+    const std::string log = server.err();
+    const size_t first = log.find("model replaced");
+    return first != std::string::npos && log.find("model replaced", first + 1) != std::string::npos;
+  };
+  while (!replaced()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  expect_narrow();
+  std::filesystem::remove(config);
+}
+
 // The same model out of its folder and out of a packed file, copied and mapped: one answer.
 TEST(ProgramTest, PackedFilesAreServed) {
   const std::string path =

@@ -120,6 +120,7 @@ ServerConfig MakeConfig(const ServerOptions& options) {
   config.reader_stall = {.write = options.reader_stall,
                          .buffer_bytes = options.reader_buffer_bytes};
   config.reflection = options.reflection;
+  config.channelz = options.channelz;
   if (options.max_connection_age > absl::ZeroDuration()) {
     config.max_connection_age = options.max_connection_age;
   }

@@ -46,8 +46,9 @@ class WaitingSink final : public GenerationSink {
 
 }  // namespace
 
-absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions& options,
+absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions& all_options,
                                       WorkerPool* pool, ServerMetrics* all_metrics) {
+  const ServerOptions options = OptionsOf(spec.name, all_options);
   const absl::Time start = absl::Now();
   auto weights = LoadWeights(spec.path, options.weights, options.weights_memory, options.threads);
   if (!weights.ok()) return AtModel(spec, weights.status());

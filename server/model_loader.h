@@ -21,7 +21,8 @@ struct LoadedModels {
   std::unique_ptr<ModelRegistry> registry;
 };
 
-/// Loads one model; its time series join `metrics`. The status names the option and the model.
+/// Loads one model, with the options that its name has in `options`; its time series join
+/// `metrics`. The status names the option and the model.
 /// `pool` and `metrics` outlive it.
 absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions& options,
                                       WorkerPool* pool, ServerMetrics* metrics);

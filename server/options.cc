@@ -50,6 +50,7 @@ struct Option {
   bool repeatable = false;
   bool is_switch = false;  // may stand alone: "on"
   bool is_action = false;  // no part of a configuration: not printed, not read from the file
+  bool per_model = false;  // a model's entry in the file may have its own value
 };
 
 absl::Status Bad(const std::string& value, const std::string& why) {
@@ -167,6 +168,11 @@ Option Switch(const char* name, const char* help, Accessor<bool> field) {
             return {Read(field, options) ? "on" : "off"};
           },
           .is_switch = true};
+}
+
+Option PerModel(Option option) {
+  option.per_model = true;
+  return option;
 }
 
 Option Action(const char* name, const char* help, Accessor<bool> field) {
@@ -381,73 +387,79 @@ const std::vector<Option>& Table() {
       Address(
           "metrics-address", "Where Prometheus metrics are served, at /metrics",
           +[](O& o) -> std::string& { return o.metrics_address; }),
-      Weights(),
-      Choice<WeightMemory>(
+      PerModel(Weights()),
+      PerModel(Choice<WeightMemory>(
           "weights-memory", "copy|shared",
           "Where weights of packed files are: in memory of our own, or in the mapped file, so that "
           "servers of one machine share them",
           {{"copy", WeightMemory::kCopy}, {"shared", WeightMemory::kShared}},
-          +[](O& o) -> WeightMemory& { return o.weights_memory; }),
-      Choice<Compute>(
+          +[](O& o) -> WeightMemory& { return o.weights_memory; })),
+      PerModel(Choice<Compute>(
           "compute", "auto|f32|bf16",
           "Precision of activations and products: f32 is the parity mode; auto is integers where "
           "weights are int8 or int4, bf16 where the CPU has matrix units for it, else f32",
           {{"auto", std::nullopt}, {"f32", ComputeType::kF32}, {"bf16", ComputeType::kBF16}},
-          +[](O& o) -> Compute& { return o.compute; }),
+          +[](O& o) -> Compute& { return o.compute; })),
       Whole<uint32_t>(
           "threads",
           "Compute threads (default: the smaller of cpuset, cgroup quota and physical cores)", 1,
           1024, +[](O& o) -> uint32_t& { return o.threads; }),
-      Whole<uint32_t>(
+      PerModel(Whole<uint32_t>(
           "max-batch-size", "Sequences that run at once", 1, 4096,
-          +[](O& o) -> uint32_t& { return o.engine.max_batch_size; }),
-      Whole<uint32_t>(
+          +[](O& o) -> uint32_t& { return o.engine.max_batch_size; })),
+      PerModel(Whole<uint32_t>(
           "max-batch-tokens", "Tokens computed in one step: decodes and prefill chunk", 1, 65536,
-          +[](O& o) -> uint32_t& { return o.engine.max_batch_tokens; }),
-      Whole<uint32_t>(
+          +[](O& o) -> uint32_t& { return o.engine.max_batch_tokens; })),
+      PerModel(Whole<uint32_t>(
           "max-queue-requests", "Requests that may wait; one more is refused", 1, 1'000'000,
-          +[](O& o) -> uint32_t& { return o.engine.max_queue_requests; }),
-      Whole<uint32_t>(
+          +[](O& o) -> uint32_t& { return o.engine.max_queue_requests; })),
+      PerModel(Whole<uint32_t>(
           "max-queue-tokens", "Prompt tokens that may wait; more are refused", 1, 1'000'000'000,
-          +[](O& o) -> uint32_t& { return o.engine.max_queue_tokens; }),
-      Duration(
+          +[](O& o) -> uint32_t& { return o.engine.max_queue_tokens; })),
+      PerModel(Duration(
           "max-queue-ms", "MS",
           "Longest wait, as estimated: a request whose turn would come later is refused; 0: any",
           absl::Milliseconds(1), 0, 86'400'000,
-          +[](O& o) -> absl::Duration& { return o.engine.max_queue_wait; }),
-      Duration(
+          +[](O& o) -> absl::Duration& { return o.engine.max_queue_wait; })),
+      PerModel(Duration(
           "ageing-seconds", "SECONDS",
           "Who has been the next of its client for so long goes before every priority",
           absl::Seconds(1), 0.001, 86'400,
-          +[](O& o) -> absl::Duration& { return o.engine.ageing; }),
-      Bytes<size_t>(
+          +[](O& o) -> absl::Duration& { return o.engine.ageing; })),
+      PerModel(Bytes<size_t>(
           "kv-cache-bytes", "Memory for keys and values of each model; 0: a share of the memory", 0,
-          uint64_t{1} << 46, +[](O& o) -> size_t& { return o.engine.kv_cache_bytes; }),
-      Switch(
+          uint64_t{1} << 46, +[](O& o) -> size_t& { return o.engine.kv_cache_bytes; })),
+      PerModel(Switch(
           "prefix-cache", "Prompts are kept for later ones of the same client that begin alike",
-          +[](O& o) -> bool& { return o.engine.prefix_cache; }),
-      Switch(
+          +[](O& o) -> bool& { return o.engine.prefix_cache; })),
+      PerModel(Switch(
           "optimistic-admission",
           "Requests join by what they take of the KV cache at first, not by their worst case; "
           "where "
           "it gets full, those that joined last are computed anew later",
-          +[](O& o) -> bool& { return o.engine.optimistic_admission; }),
-      Choice<KvType>(
+          +[](O& o) -> bool& { return o.engine.optimistic_admission; })),
+      PerModel(Choice<KvType>(
           "kv-cache-type", "auto|f32|bf16",
           "How keys and values are cached; auto is f32 with --compute f32, bf16 otherwise",
           {{"auto", std::nullopt}, {"f32", kernels::DType::kF32}, {"bf16", kernels::DType::kBF16}},
-          +[](O& o) -> KvType& { return o.kv_cache_type; }),
-      Whole<uint32_t>(
+          +[](O& o) -> KvType& { return o.kv_cache_type; })),
+      PerModel(Whole<uint32_t>(
           "max-prompt-tokens", "Longest prompt; 0: what the model's context allows", 0, 100'000'000,
-          +[](O& o) -> uint32_t& { return o.max_prompt_tokens; }),
+          +[](O& o) -> uint32_t& { return o.max_prompt_tokens; })),
       Bytes<uint64_t>(
           "max-message-bytes", "Largest request message", 1024, std::numeric_limits<int32_t>::max(),
           +[](O& o) -> uint64_t& { return o.max_message_bytes; }),
-      Duration(
+      PerModel(Bytes<uint64_t>(
+          "max-answer-bytes",
+          "Largest answer of a unary call, decided before any work, and largest message of a "
+          "stream",
+          64 << 10, std::numeric_limits<int32_t>::max(),
+          +[](O& o) -> uint64_t& { return o.max_answer_bytes; })),
+      PerModel(Duration(
           "target-itl-ms", "MS",
           "Time between two tokens to aim at by shorter prefill chunks; 0: none",
           absl::Milliseconds(1), 0, 60'000,
-          +[](O& o) -> absl::Duration& { return o.engine.target_itl; }),
+          +[](O& o) -> absl::Duration& { return o.engine.target_itl; })),
       Duration(
           "withdraw-seconds", "SECONDS",
           "Time between SIGTERM, when health turns NOT_SERVING, and refusing new requests",
@@ -475,6 +487,9 @@ const std::vector<Option>& Table() {
       Switch(
           "reflection", "gRPC server reflection", +[](O& o) -> bool& { return o.reflection; }),
       Switch(
+          "channelz", "gRPC's view of connections and calls (channelz), on the admin address",
+          +[](O& o) -> bool& { return o.channelz; }),
+      Switch(
           "warmup", "One short generation a model before serving",
           +[](O& o) -> bool& { return o.warmup; }),
       Buckets(
@@ -499,7 +514,7 @@ const std::vector<Option>& Table() {
           "log-format", "text|json", "Form of the log lines on standard error",
           {{"text", LogFormat::kText}, {"json", LogFormat::kJson}},
           +[](O& o) -> LogFormat& { return o.log_format; }),
-      SublinearHead(),
+      PerModel(SublinearHead()),
       File(
           "tls-cert", "Certificate chain in PEM; with it gRPC speaks TLS only",
           +[](O& o) -> std::string& { return o.tls_cert; }),
@@ -546,6 +561,8 @@ std::string EnvironmentName(const std::string& option) {
 struct Given {
   std::string source;
   std::vector<std::string> values;
+  /// What else the entry of each value says; of models only. Empty, or as long as `values`.
+  std::vector<std::vector<std::pair<std::string, std::string>>> own = {};
 };
 using Values = std::map<std::string, Given>;
 
@@ -553,10 +570,66 @@ absl::Status FileError(const std::string& path, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("--config ", path, ": ", what));
 }
 
+std::string OptionName(const YAML::Node& key) {
+  return absl::StrReplaceAll(key.Scalar(), {{"_", "-"}});
+}
+
+// A model as a map: name (or that of the path), path, and options of its own.
+absl::Status AddYamlModel(const std::string& path, const YAML::Node& map, Given* given) {
+  std::map<std::string, std::string> entries;
+  for (const auto& entry : map) {
+    if (!entry.first.IsScalar() || !entry.second.IsScalar()) {
+      return FileError(path, "model: an entry has a key or a value that is no plain text");
+    }
+    if (!entries.emplace(OptionName(entry.first), entry.second.Scalar()).second) {
+      return FileError(path, absl::StrCat("model: an entry has the key '",
+                                          entry.first.Scalar().substr(0, 100), "' twice"));
+    }
+  }
+  const std::string model_path = std::exchange(entries["path"], "");
+  std::string name = std::exchange(entries["name"], "");
+  if (model_path.empty()) return FileError(path, "model: an entry has no path");
+  if (name.empty()) name = BaseName(model_path);
+  if (!IsModelName(name)) {
+    return FileError(path, absl::StrCat("model: '", name.substr(0, 100),
+                                        "' is no usable model name (letters, digits and -_.:/, at "
+                                        "most 128)"));
+  }
+  entries.erase("path");
+  entries.erase("name");
+  for (const auto& [key, value] : entries) {
+    const Option* const option = FindOption(key);
+    if (option == nullptr || !option->per_model) {
+      return FileError(path, absl::StrCat("model ", name.substr(0, 100), ": '", key.substr(0, 100),
+                                          "' is no option that a model can have of its own"));
+    }
+  }
+  given->values.push_back(absl::StrCat(name, "=", model_path));
+  given->own.resize(given->values.size());
+  given->own.back().assign(entries.begin(), entries.end());
+  return absl::OkStatus();
+}
+
+absl::Status AddYamlList(const std::string& path, const std::string& key, const YAML::Node& list,
+                         Given* given) {
+  for (const auto& item : list) {
+    if (item.IsMap()) {
+      const absl::Status status = AddYamlModel(path, item, given);
+      if (!status.ok()) return status;
+    } else if (item.IsScalar()) {
+      given->values.push_back(item.Scalar());
+    } else {
+      return FileError(path, absl::StrCat(key, ": an entry is neither text nor a map"));
+    }
+  }
+  given->own.resize(given->values.size());
+  return absl::OkStatus();
+}
+
 absl::Status AddYamlEntry(const std::string& path, const YAML::Node& key_node,
                           const YAML::Node& value, Values* values) {
   if (!key_node.IsScalar()) return FileError(path, "a key is not a plain name");
-  const std::string key = absl::StrReplaceAll(key_node.Scalar(), {{"_", "-"}});
+  const std::string key = OptionName(key_node);
   const Option* option = FindOption(key);
   if (option == nullptr || option->is_action) {
     return FileError(path, absl::StrCat("unknown key '", key_node.Scalar().substr(0, 100), "'"));
@@ -565,10 +638,8 @@ absl::Status AddYamlEntry(const std::string& path, const YAML::Node& key_node,
   if (value.IsScalar()) {
     given.values = {value.Scalar()};
   } else if (value.IsSequence() && option->repeatable) {
-    for (const auto& item : value) {
-      if (!item.IsScalar()) return FileError(path, absl::StrCat(key, ": an entry is no text"));
-      given.values.push_back(item.Scalar());
-    }
+    const absl::Status status = AddYamlList(path, key, value, &given);
+    if (!status.ok()) return status;
   } else {
     return FileError(path, absl::StrCat(key, ": needs one plain value",
                                         option->repeatable ? ", or a list of them" : ""));
@@ -622,17 +693,26 @@ struct Flags {
   std::string help;  // its text, where asked for
 };
 
-constexpr char kFooter[] =
-    "Every option is also an environment variable (FIRESTEEL_MAX_BATCH_SIZE for --max-batch-size) "
-    "and a key of\n"
-    "the YAML file (max-batch-size: 32). The command line wins, then the environment, then the "
-    "file.\n"
-    "FIRESTEEL_SIMD_TARGET restricts the kernels to one SIMD target.";
+std::string Footer() {
+  std::vector<std::string> own;
+  for (const Option& option : Table()) {
+    if (option.per_model) own.emplace_back(option.name);
+  }
+  return absl::StrCat(
+      "Every option is also an environment variable (FIRESTEEL_MAX_BATCH_SIZE for "
+      "--max-batch-size) and a key of\n"
+      "the YAML file (max-batch-size: 32). The command line wins, then the environment, then the "
+      "file.\n"
+      "In the file a model may also be a map of name, path and values of its own for:\n",
+      absl::StrJoin(own, ", "),
+      ".\n"
+      "FIRESTEEL_SIMD_TARGET restricts the kernels to one SIMD target.");
+}
 
 absl::StatusOr<Flags> ReadFlags(const std::vector<std::string>& arguments) {
   Flags flags;
   CLI::App app{"Serves Spark Transformers over gRPC.", "firesteel-server"};
-  app.footer(kFooter);
+  app.footer(Footer());
   app.add_option("--config", flags.config, "A YAML file of options")->type_name("FILE");
   app.add_flag("--version", flags.version, "Print the version and exit");
   std::map<std::string, std::pair<CLI::Option*, std::vector<std::string>>> found;
@@ -671,25 +751,55 @@ absl::StatusOr<Flags> ReadFlags(const std::vector<std::string>& arguments) {
 
 // --- Together ---
 
+// The options of one model from those of all.
+absl::StatusOr<ServerOptions> WithOwn(const ModelSpec& spec, ServerOptions options) {
+  for (const auto& [name, value] : spec.own) {
+    const absl::Status status = FindOption(name)->set(value, options);
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": ", status.message()));
+    }
+  }
+  return options;
+}
+
 absl::Status Apply(const Option& option, const Given& given, ServerOptions* options) {
   if (given.values.size() > 1 && !option.repeatable) {
     return absl::InvalidArgumentError(
         absl::StrCat(given.source, ": is given ", given.values.size(), " times"));
   }
-  for (const std::string& value : given.values) {
-    const absl::Status status = option.set(value, *options);
+  for (size_t i = 0; i < given.values.size(); ++i) {
+    const absl::Status status = option.set(given.values[i], *options);
     if (!status.ok()) {
       return absl::InvalidArgumentError(absl::StrCat(given.source, ": ", status.message()));
+    }
+    if (given.own.empty()) continue;
+    ModelSpec& spec = options->models.back();
+    spec.own = given.own[i];
+    const absl::Status own = WithOwn(spec, *options).status();
+    if (!own.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(given.source, " ", spec.name, ": ", own.message()));
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status CheckTogether(const ServerOptions& options) {
+absl::Status CheckBatch(const ServerOptions& options) {
   if (options.engine.max_batch_tokens < options.engine.max_batch_size) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--max-batch-tokens: '", options.engine.max_batch_tokens, "' is below --max-batch-size (",
         options.engine.max_batch_size, "): every running sequence needs one token a step"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTogether(const ServerOptions& options) {
+  if (const absl::Status status = CheckBatch(options); !status.ok()) return status;
+  for (const ModelSpec& spec : options.models) {
+    const absl::Status status = CheckBatch(OptionsOf(spec.name, options));
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("model ", spec.name, ": ", status.message()));
+    }
   }
   if (options.tls_cert.empty() != options.tls_key.empty()) {
     return absl::InvalidArgumentError(
@@ -701,6 +811,9 @@ absl::Status CheckTogether(const ServerOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--tls-cert: is needed beside --tls-client-ca '", options.tls_client_ca, "'"));
   }
+  if (options.channelz && options.admin_address.empty()) {
+    return absl::InvalidArgumentError("--channelz: needs --admin-address, where it is served");
+  }
   if (options.models.empty() && !options.print_config) {
     return absl::InvalidArgumentError(
         "--model: at least one model is needed (a checkpoint folder or a packed file)");
@@ -709,6 +822,15 @@ absl::Status CheckTogether(const ServerOptions& options) {
 }
 
 }  // namespace
+
+ServerOptions OptionsOf(const std::string& model_name, const ServerOptions& options) {
+  for (const ModelSpec& spec : options.models) {
+    if (spec.name != model_name) continue;
+    auto own = WithOwn(spec, options);
+    if (own.ok()) return *std::move(own);  // as Apply saw to
+  }
+  return options;
+}
 
 kernels::DType KvCacheType(const ServerOptions& options) {
   if (options.kv_cache_type.has_value()) return *options.kv_cache_type;
@@ -732,6 +854,27 @@ Environment ProcessEnvironment() {
   };
 }
 
+namespace {
+
+void EmitModels(const std::vector<ModelSpec>& models, YAML::Emitter* out) {
+  *out << YAML::BeginSeq;
+  for (const ModelSpec& spec : models) {
+    if (spec.own.empty()) {
+      *out << absl::StrCat(spec.name, "=", spec.path);
+      continue;
+    }
+    *out << YAML::BeginMap << YAML::Key << "name" << YAML::Value << spec.name << YAML::Key << "path"
+         << YAML::Value << spec.path;
+    for (const auto& [name, value] : spec.own) {
+      *out << YAML::Key << name << YAML::Value << value;
+    }
+    *out << YAML::EndMap;
+  }
+  *out << YAML::EndSeq;
+}
+
+}  // namespace
+
 std::string ToYaml(const ServerOptions& options) {
   YAML::Emitter out;
   out << YAML::BeginMap;
@@ -740,7 +883,7 @@ std::string ToYaml(const ServerOptions& options) {
     if (option.is_action || (values.empty() && !option.repeatable)) continue;
     out << YAML::Key << option.name << YAML::Value;
     if (option.repeatable) {
-      out << values;
+      EmitModels(options.models, &out);
     } else {
       out << values.front();
     }

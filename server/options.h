@@ -8,6 +8,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -24,6 +25,8 @@ namespace firesteel::server {
 struct ModelSpec {
   std::string name;
   std::string path;
+  /// Options of its own, name and value, as its entry in the file gives them.
+  std::vector<std::pair<std::string, std::string>> own = {};
 };
 
 /// Letters, digits and -_.:/, 1 to 128 of them.
@@ -61,10 +64,15 @@ struct ServerOptions {
   std::string log_level = "info";
   LogFormat log_format = LogFormat::kText;
   bool reflection = true;
+  bool channelz = false;
   bool warmup = true;
   bool print_config = false;
   bool check = false;
 };
+
+/// The options that hold for the model of that name: its own where it has some, else those of all.
+/// REQUIRES: ParseCommandLine made `options`.
+ServerOptions OptionsOf(const std::string& model_name, const ServerOptions& options);
 
 /// How keys and values are cached: as --kv-cache-type says. Without it bf16, unless --compute f32
 /// was asked for: that is the parity mode, where nothing is rounded that need not be.
@@ -86,8 +94,9 @@ Environment ProcessEnvironment();
 
 /// Reads `arguments` (without the program's name), the environment (FIRESTEEL_MAX_BATCH_SIZE for
 /// --max-batch-size; an empty variable counts as unset; several models are separated by commas) and
-/// the YAML file of --config (max-batch-size, or max_batch_size). The command line wins, then the
-/// environment, then the file. InvalidArgument: one line that names the option, where its value
+/// the YAML file of --config (max-batch-size, or max_batch_size). There a model may also be a map
+/// of name, path and those options that a model can have of its own. The command line wins, then
+/// the environment, then the file. InvalidArgument: one line that names the option, where its value
 /// came from, the value and what is allowed.
 absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arguments,
                                              const Environment& environment);

@@ -246,6 +246,72 @@ TEST(OptionsTest, PrintedConfigurationReadsBackAsItself) {
   EXPECT_EQ(ToYaml(again->options), printed->text);
 }
 
+TEST(OptionsTest, ModelsMayHaveOptionsOfTheirOwn) {
+  const ConfigFile file(
+      "max-batch-size: 16\nkv-cache-bytes: 1GiB\n"
+      "model:\n"
+      "  - small=/m/small\n"
+      "  - name: big\n    path: /m/b=g\n    max_batch_size: 4\n    kv-cache-bytes: 2MiB\n"
+      "    max-prompt-tokens: 77\n    max-queue-requests: 3\n    weights: int8\n"
+      "  - path: /m/other/\n    max-batch-tokens: 64\n");
+  const auto command = Parse({"--config", file.path()});
+  ASSERT_TRUE(command.ok()) << command.status();
+  const ServerOptions& all = command->options;
+  ASSERT_EQ(all.models.size(), 3u);
+  EXPECT_EQ(all.models[1].path, "/m/b=g");
+  EXPECT_EQ(all.models[2].name, "other");
+  EXPECT_EQ(all.engine.max_batch_size, 16u);
+
+  const ServerOptions big = OptionsOf("big", all);
+  EXPECT_EQ(big.engine.max_batch_size, 4u);
+  EXPECT_EQ(big.engine.kv_cache_bytes, 2u << 20);
+  EXPECT_EQ(big.max_prompt_tokens, 77u);
+  EXPECT_EQ(big.engine.max_queue_requests, 3u);
+  EXPECT_EQ(big.weights, WeightFormat::kI8);
+  EXPECT_EQ(OptionsOf("other", all).engine.max_batch_tokens, 64u);
+  for (const char* name : {"small", "other", "loaded-later"}) {
+    const ServerOptions general = OptionsOf(name, all);
+    EXPECT_EQ(general.engine.max_batch_size, 16u) << name;
+    EXPECT_EQ(general.engine.kv_cache_bytes, 1u << 30) << name;
+    EXPECT_EQ(general.max_prompt_tokens, 0u) << name;
+  }
+
+  // --print-config tells of them and reads back as itself.
+  const std::string printed = ToYaml(all);
+  EXPECT_THAT(printed, AllOf(HasSubstr("name: big"), HasSubstr("max-prompt-tokens: 77"),
+                             HasSubstr("- small=/m/small")));
+  const ConfigFile again_file(printed);
+  const auto again = Parse({"--config", again_file.path()});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(ToYaml(again->options), printed);
+  EXPECT_EQ(OptionsOf("big", again->options).engine.max_batch_size, 4u);
+}
+
+TEST(OptionsTest, OptionsOfAModelAreCheckedAsOthersAre) {
+  const auto error = [](const std::string& entry) {
+    const ConfigFile file("max-batch-size: 16\nmodel:\n  - path: /m/a\n" + entry);
+    return ParseError({"--config", file.path()});
+  };
+  EXPECT_THAT(error("    max-batch-size: none\n"),
+              AllOf(HasSubstr(".yaml: model a: max-batch-size: 'none'"), HasSubstr("1 to 4096")));
+  EXPECT_THAT(error("    max-batch-tokens: 8\n"),
+              AllOf(HasSubstr("model a"), HasSubstr("'8' is below --max-batch-size (16)")));
+  EXPECT_THAT(error("    address: 127.0.0.1:1\n"), HasSubstr("model a: 'address'"));
+  EXPECT_THAT(error("    max-batch: 8\n"), HasSubstr("model a: 'max-batch'"));
+  EXPECT_THAT(error("    max-batch-size: [1, 2]\n"), HasSubstr("no plain text"));
+  EXPECT_THAT(error("    max-batch-size: 1\n    max_batch_size: 2\n"), HasSubstr("twice"));
+  EXPECT_THAT(error("  - name: b\n"), HasSubstr("no path"));
+  EXPECT_THAT(error("  - name: b=c\n    path: /m/b\n"), HasSubstr("'b=c'"));
+  EXPECT_THAT(error("  - name: a\n    path: /m/b\n"), HasSubstr("repeats the model name a"));
+  EXPECT_THAT(error("  - [x]\n"), HasSubstr("neither text nor a map"));
+}
+
+TEST(OptionsTest, ChannelzIsServedToAdmins) {
+  EXPECT_THAT(ParseError({"--model", "/m/a", "--channelz"}), HasSubstr("--admin-address"));
+  EXPECT_TRUE(ParseOk({"--channelz", "--admin-address", "127.0.0.1:0"}).channelz);
+  EXPECT_FALSE(ParseOk({}).channelz);
+}
+
 TEST(OptionsTest, HelpAndVersionNeedNothingElse) {
   const auto help = Parse({"--help"});
   ASSERT_TRUE(help.ok());
