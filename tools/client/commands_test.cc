@@ -3,15 +3,12 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <fstream>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
@@ -21,16 +18,13 @@
 #include "gmock/gmock.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
-#include "grpcpp/health_check_service_interface.h"
-#include "grpcpp/security/server_credentials.h"
-#include "grpcpp/server.h"
-#include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
 #include "tools/client/chat.h"
 #include "tools/client/generate.h"
 #include "tools/client/health.h"
 #include "tools/client/info.h"
 #include "tools/client/interrupt.h"
+#include "tools/client/test_server.h"
 #include "tools/client/tokenize.h"
 
 namespace firesteel::client {
@@ -166,49 +160,26 @@ class ObservedOutput final : public std::stringbuf {
 
 class CommandsTest : public ::testing::Test {
  protected:
-  CommandsTest() {
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(&generation_);
-    builder.RegisterService(&models_);
-    server_ = builder.BuildAndStart();
-    address_ = absl::StrCat("127.0.0.1:", port);
-  }
-
-  ~CommandsTest() override { server_->Shutdown(); }
-
-  // Runs the program's command line, without the program's name and with --address.
-  int Run(std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin() + 1, {"--address", address_});
-    std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants a vector
-    Console console{in_, out_, err_};
-    int exit_status = -1;
-    CLI::App app;
-    app.require_subcommand(1);
-    AddGenerateCommand(app, console, &interrupt_, exit_status);
-    AddChatCommand(app, console, &interrupt_, exit_status);
-    AddTokenizeCommand(app, console, &interrupt_, exit_status);
-    AddScoreCommand(app, console, &interrupt_, exit_status);
-    AddInfoCommand(app, console, &interrupt_, exit_status);
-    AddHealthCommand(app, console, &interrupt_, exit_status);
-    try {
-      app.parse(arguments);
-    } catch (const CLI::ParseError& error) {
-      err_ << error.what();
-      return kUsage;
-    }
-    return exit_status;
+  int Run(const std::vector<std::string>& arguments) {
+    return console_.Run(server_, arguments,
+                        [this](CLI::App& app, Console& console, int& exit_status) {
+                          AddGenerateCommand(app, console, &interrupt_, exit_status);
+                          AddChatCommand(app, console, &interrupt_, exit_status);
+                          AddTokenizeCommand(app, console, &interrupt_, exit_status);
+                          AddScoreCommand(app, console, &interrupt_, exit_status);
+                          AddInfoCommand(app, console, &interrupt_, exit_status);
+                          AddHealthCommand(app, console, &interrupt_, exit_status);
+                        });
   }
 
   Interrupt interrupt_;  // first: all threads must inherit its signal mask
   FakeGeneration generation_;
   FakeModels models_;
-  std::unique_ptr<grpc::Server> server_;
-  std::string address_;
-  std::istringstream in_;
-  std::ostringstream out_, err_;
+  TestServer server_{&generation_, &models_};
+  TestConsole console_;
+  std::istringstream& in_ = console_.in;
+  std::ostringstream& out_ = console_.out;
+  std::ostringstream& err_ = console_.err;
 };
 
 TEST_F(CommandsTest, GenerateStreamsTextAndSummary) {
@@ -447,6 +418,18 @@ TEST_F(CommandsTest, HealthIsTheExitStatus) {
   EXPECT_EQ(out_.str(), "NOT_SERVING\n");
   EXPECT_EQ(Run({"health", "--service", "unheard-of"}), kFailed);
   EXPECT_THAT(err_.str(), HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(CommandsTest, HealthAsksAgainAndAgain) {
+  EXPECT_EQ(Run({"health", "--repeat", "20", "--interval", "0"}), kSucceeded) << err_.str();
+  EXPECT_THAT(out_.str(), StartsWith("SERVING; 20 answers, 0 of them not SERVING; p50 "));
+  server_->GetHealthCheckService()->SetServingStatus("m", false);
+  out_.str("");
+  EXPECT_EQ(Run({"health", "--service", "m", "--repeat", "3", "--interval", "1ms", "--json"}),
+            kFailed);
+  EXPECT_THAT(out_.str(), HasSubstr(R"("not_serving":3,"status":"NOT_SERVING"})"));
+  EXPECT_EQ(Run({"health", "--repeat", "0"}), kUsage);
+  EXPECT_EQ(Run({"health", "--interval", "soon"}), kUsage);
 }
 
 TEST_F(CommandsTest, NoServerIsUnavailable) {

@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
+#include "tools/client/duration_option.h"
 #include "tools/client/rpc_error.h"
 
 namespace firesteel::client {
@@ -90,6 +91,7 @@ v1::GenerateRequest MakeRequest(const LoadOptions& options, const Target& target
   request.mutable_sampling()->set_seed(seed);
   if (options.temperature) request.mutable_sampling()->set_temperature(*options.temperature);
   request.mutable_stopping()->set_ignore_eos(options.ignore_eos);
+  if (options.logprobs) request.mutable_output()->set_logprobs(*options.logprobs);
   request.mutable_output()->set_return_token_ids(true);  // a message then says how many it brings
   return request;
 }
@@ -155,23 +157,6 @@ absl::Status CheckTogether(const CLI::App& command, const LoadOptions& options) 
   return absl::OkStatus();
 }
 
-void AddDuration(CLI::App& command, const char* name, absl::Duration& field, absl::Duration min,
-                 const char* help) {
-  command
-      .add_option_function<std::string>(
-          name,
-          [name, min, &field](const std::string& text) {
-            if (!absl::ParseDuration(text, &field) || field < min ||
-                field > absl::Seconds(kMaxSeconds)) {
-              throw CLI::ValidationError(
-                  name, absl::StrCat("'", text, "' is no duration from ", absl::FormatDuration(min),
-                                     " to 24h; e.g. 500ms, 30s, 2m"));
-            }
-          },
-          help)
-      ->type_name("DURATION");
-}
-
 void AddLengths(CLI::App& command, const char* name, LengthRange& field, const char* help) {
   command
       .add_option_function<std::string>(
@@ -213,10 +198,10 @@ void AddPlanOptions(CLI::App& command, LoadOptions& options) {
           [&options](const std::string& arrivals) { options.plan.poisson = arrivals == "poisson"; },
           "Open loop: 'poisson' (default) or 'equal' gaps")
       ->check(CLI::IsMember({"poisson", "equal"}));
-  AddDuration(command, "--duration", options.plan.duration, absl::Milliseconds(1),
-              "How long requests are sent and measured (default: 10s)");
-  AddDuration(command, "--warm-up", options.plan.warm_up, absl::ZeroDuration(),
-              "Requests due in this time before are sent, but not measured (default: 0)");
+  AddDurationOption(command, "--duration", options.plan.duration, absl::Milliseconds(1),
+                    "How long requests are sent and measured (default: 10s)");
+  AddDurationOption(command, "--warm-up", options.plan.warm_up, absl::ZeroDuration(),
+                    "Requests due in this time before are sent, but not measured (default: 0)");
   command.add_option("--requests", options.plan.max_requests,
                      "At most this many measured requests, within --duration");
   command
@@ -249,6 +234,8 @@ void AddRequestOptions(CLI::App& command, LoadOptions& options) {
              "Most tokens to generate (default: 64); a range: evenly drawn from it");
   command.add_flag("--ignore-eos", options.ignore_eos, "Always generate --max-tokens");
   command.add_option("--temperature", options.temperature, "0: always the most probable token");
+  command.add_option("--logprobs", options.logprobs,
+                     "Ask for log-probabilities, with so many alternatives for each token");
   command.add_option("--seed", options.seed, "Makes prompts, draws and gaps repeatable")
       ->capture_default_str();
 }

@@ -37,6 +37,7 @@ struct LoadOptions {
   LengthRange max_tokens = {64, 64};
   bool ignore_eos = false;
   std::optional<float> temperature;
+  std::optional<uint32_t> logprobs;
   uint64_t seed = 0;  // of the requests, counting up, and of the gaps
   bool json = false;
   std::string html;  // file for the page; empty: none

@@ -9,20 +9,16 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
 #include "gmock/gmock.h"
-#include "grpcpp/security/server_credentials.h"
-#include "grpcpp/server.h"
-#include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
+#include "tools/client/test_server.h"
 
 namespace firesteel::client {
 namespace {
@@ -92,45 +88,23 @@ class FakeModels final : public v1::ModelService::Service {
 
 class LoadTest : public ::testing::Test {
  protected:
-  LoadTest() {
-    grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(&generation_);
-    builder.RegisterService(&models_);
-    server_ = builder.BuildAndStart();
-    address_ = absl::StrCat("127.0.0.1:", port);
-  }
-
-  ~LoadTest() override { server_->Shutdown(); }
-
   int Run(std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin(), {"load", "--address", address_});
-    std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants a vector
-    Console console{in_, out_, err_};
-    int exit_status = -1;
-    CLI::App app;
-    app.require_subcommand(1);
-    AddLoadCommand(app, console, nullptr, exit_status);
-    try {
-      app.parse(arguments);
-    } catch (const CLI::ParseError& error) {
-      err_ << error.what();
-      return kUsage;
-    }
-    return exit_status;
+    arguments.insert(arguments.begin(), "load");
+    return console_.Run(server_, arguments, [](CLI::App& app, Console& console, int& exit_status) {
+      AddLoadCommand(app, console, nullptr, exit_status);
+    });
   }
 
   std::shared_ptr<grpc::Channel> Channel() {
-    return Connect({.address = address_, .request_id = {}});
+    return Connect({.address = server_.address(), .request_id = {}});
   }
 
   FakeGeneration generation_;
   FakeModels models_;
-  std::unique_ptr<grpc::Server> server_;
-  std::string address_;
-  std::istringstream in_;
-  std::ostringstream out_, err_;
+  TestServer server_{&generation_, &models_};
+  TestConsole console_;
+  std::ostringstream& out_ = console_.out;
+  std::ostringstream& err_ = console_.err;
 };
 
 TEST_F(LoadTest, ClosedLoopKeepsSoManyOpenAndCountsEach) {
@@ -214,6 +188,8 @@ TEST_F(LoadTest, RequestsAreAsAskedForAndRepeatable) {
                                               "--ignore-eos",
                                               "--temperature",
                                               "0",
+                                              "--logprobs",
+                                              "3",
                                               "--seed",
                                               "40",
                                               "--requests",
@@ -231,6 +207,7 @@ TEST_F(LoadTest, RequestsAreAsAskedForAndRepeatable) {
   EXPECT_EQ(first.sampling().seed(), 40u);
   EXPECT_EQ(first.sampling().temperature(), 0.0f);
   EXPECT_TRUE(first.output().return_token_ids());
+  EXPECT_EQ(first.output().logprobs(), 3u);
   EXPECT_EQ(generation_.requests[1].sampling().seed(), 41u);
   EXPECT_NE(generation_.requests[1].SerializeAsString(), first.SerializeAsString());
   EXPECT_EQ(generation_.requests[2].SerializeAsString(), first.SerializeAsString());
