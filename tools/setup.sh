@@ -3,8 +3,8 @@
 #
 # usage: tools/setup.sh [--lint] [--test] [--check | --print]
 #   --lint   also what `make lint` and `make format` call (clang-format, clang-tidy)
-#   --test   also what the tests of deploy/ run: Prometheus, HAProxy and small tools; their services are
-#            not started
+#   --test   also what the tests of deploy/ run (Prometheus, HAProxy and small tools; their services are
+#            not started) and those of foreign clients (Node and npm)
 #   --check  install nothing; name what is missing and exit 1 if anything is
 #   --print  install nothing; list the packages
 #
@@ -30,6 +30,8 @@ BUILD_PACKAGES=(
 )
 LINT_PACKAGES=(clang-format-19 clang-tidy-19)
 TEST_PACKAGES=(curl jq yq socat jsonnet haproxy prometheus)
+# Of server/foreign/. Other builds of Node bring their own npm, which Debian's would have to replace.
+command -v npm >/dev/null || TEST_PACKAGES+=(nodejs npm)
 
 say() { echo "setup: $*" >&2; }
 fail() {

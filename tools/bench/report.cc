@@ -32,6 +32,10 @@ double FlopsPerToken(const Series& series) {
   return MedianOf(series, [](const Sample& run) { return run.flops_per_token; });
 }
 
+double CpuSecondsPerToken(const Series& series) {
+  return MedianOf(series, [](const Sample& run) { return run.cpu_seconds_per_token; });
+}
+
 double ScatteredPerToken(const Series& series) {
   return MedianOf(series, [](const Sample& run) { return run.scattered_per_token; });
 }
@@ -113,6 +117,7 @@ std::string ToJson(const Report& report) {
                                 {{"median", Median(speeds)},
                                  {"min", *std::min_element(speeds.begin(), speeds.end())},
                                  {"max", *std::max_element(speeds.begin(), speeds.end())}}},
+                               {"cpu_seconds_per_token", CpuSecondsPerToken(series)},
                                {"flops_per_token", FlopsPerToken(series)},
                                {"bytes_per_token", BytesPerToken(series)},
                                {"scattered_bytes_per_token", ScatteredPerToken(series)},

@@ -1,5 +1,7 @@
 #include "tools/bench/subject.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -15,6 +17,23 @@ namespace {
 double Seconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double>(d).count();
 }
+
+/// Wall time and the process's CPU time since its making.
+class Stopwatch {
+ public:
+  double seconds() const { return Seconds(std::chrono::steady_clock::now() - start_); }
+  double cpu_seconds() const { return CpuNow() - cpu_start_; }
+
+ private:
+  static double CpuNow() {
+    timespec now{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+  }
+
+  const double cpu_start_ = CpuNow();
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
 
 }  // namespace
 
@@ -98,6 +117,7 @@ void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, Sampl
 Sample Subject::PerToken(Sample sum, const std::array<double, kNumPhases>& before, double tokens,
                          double seconds) const {
   sum.tokens_per_second = tokens / seconds;
+  sum.cpu_seconds_per_token /= tokens;
   sum.flops_per_token /= tokens;
   sum.bytes_per_token /= tokens;
   sum.scattered_per_token /= tokens;
@@ -111,9 +131,10 @@ Sample Subject::Prefill(size_t tokens) {
   const KvLease lease = std::move(cache_->Lease(tokens)).value();
   Sample sum;
   const auto before = transformer_.phase_seconds();
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   FillCache(lease.blocks(), tokens, &sum);
-  const double seconds = Seconds(std::chrono::steady_clock::now() - start);
+  const double seconds = watch.seconds();
+  sum.cpu_seconds_per_token = watch.cpu_seconds();
   return PerToken(sum, before, static_cast<double>(tokens), seconds);
 }
 
@@ -142,9 +163,10 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
                    LogitRows::kLast,
                    sublinear_head_ ? 1u : 0u};
     }
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     Forward(slices);
-    seconds += Seconds(std::chrono::steady_clock::now() - start);
+    seconds += watch.seconds();
+    sum.cpu_seconds_per_token += watch.cpu_seconds();
     AddStepCost(&sum);
     for (size_t i = 0; i < batch; ++i) {
       if (const LogitCandidates some = transformer_.candidates(i); !some.ids.empty()) {

@@ -23,9 +23,10 @@ namespace firesteel::bench {
 /// One timed run.
 struct Sample {
   double tokens_per_second = 0;
-  double flops_per_token = 0;      // of the matrix products
-  double bytes_per_token = 0;      // weights read once a step, and the KV cache
-  double scattered_per_token = 0;  // of those, rows of active neurons and kept positions
+  double cpu_seconds_per_token = 0;  // of all threads together, spinning included
+  double flops_per_token = 0;        // of the matrix products
+  double bytes_per_token = 0;        // weights read once a step, and the KV cache
+  double scattered_per_token = 0;    // of those, rows of active neurons and kept positions
   std::array<double, kNumPhases> phase_seconds{};  // a token
 };
 

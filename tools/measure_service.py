@@ -1,0 +1,292 @@
+#!/usr/bin/python3
+"""Measures what serving costs beside computing, with the programs of a build.
+
+usage: tools/measure_service.py [--build DIR] [--model DIR|FILE] [--weights auto|bf16|int8|...] COMMAND
+
+  streams      so many streams are open at once: whether one is lost, memory a stream, and how fast health
+               answers meanwhile, asked by a process of its own
+  overhead     tokens a second and CPU time a token of the server beside firesteel-bench at the same batch and
+               contexts, in turns; and the time to a first token on an idle server beside the prefill of such a prompt
+  slow-reader  32 streams with 20 log-probabilities for each token: what one of them that is not read does to the
+               others, by the scheduler's own clock, and when it is ended
+
+They want the machine for themselves; docs/benchmarks.md has the figures.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TICKS = os.sysconf("SC_CLK_TCK")
+SEEDS = itertools.count(1000, 1000)  # no two requests have one prompt: none is found in a cache
+
+
+class Server:
+    """The server as a child process, on free ports of the loopback."""
+
+    def __init__(self, options, *more):
+        self.log_file = tempfile.TemporaryFile("w+")
+        arguments = ["--model", f"m={options.model}", "--weights", options.weights, "--address", "127.0.0.1:0",
+                     "--metrics-address", "127.0.0.1:0", *more]
+        self.process = subprocess.Popen([options.build / "bin/firesteel-server", *arguments],
+                                        stdout=subprocess.PIPE, stderr=self.log_file, text=True)
+        line = self.process.stdout.readline()
+        found = re.match(r"listening on (\S+), metrics on (\S+)", line)
+        if not found:
+            sys.exit(f"the server did not start: {line}{self.log()}")
+        self.address, self.metrics_address = found.groups()
+        self.client = [options.build / "bin/firesteel"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def log(self):
+        self.log_file.flush()
+        self.log_file.seek(0)
+        return self.log_file.read()
+
+    def start(self, command, *arguments):
+        return subprocess.Popen([*self.client, command, "--address", self.address, *map(str, arguments)],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, command, *arguments):
+        process = self.start(command, *arguments)
+        out, err = process.communicate()
+        if process.returncode != 0:
+            sys.exit(f"firesteel {command}: {err or out}")
+        return out
+
+    def load(self, *arguments):
+        return json.loads(self.run("load", "--json", "--ignore-eos", "--temperature", "0", *arguments))
+
+    def cpu_seconds(self):
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def metrics(self):
+        return urllib.request.urlopen(f"http://{self.metrics_address}/metrics").read().decode()
+
+    def metric(self, name, text=None):
+        found = re.search(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text or self.metrics(), re.M)
+        return float(found.group(1))
+
+
+@contextlib.contextmanager
+def probe(server, result):
+    """Asks for health all the while, by a process of its own; `result` takes its JSON."""
+    process = server.start("health", "--json", "--repeat", 10**6, "--interval", "20ms")
+    time.sleep(0.3)  # its first answer makes the connection
+    yield
+    process.send_signal(signal.SIGINT)
+    result.update(json.loads(process.communicate()[0]))
+
+
+def health_text(found):
+    seconds = found["latency_seconds"]
+    return (f"{found['answers']} answers, p50 {seconds['p50'] * 1e3:.1f} ms, p99 {seconds['p99'] * 1e3:.1f} ms, "
+            f"worst {seconds['max'] * 1e3:.1f} ms, {found['not_serving']} not SERVING")
+
+
+def streams(options):
+    count = options.count
+    queue = ["--max-queue-requests", str(2 * count), "--reader-stall-seconds", "600"]
+    with Server(options, *queue) as server:
+        server.load("--requests", 4, "--max-tokens", 4)
+        idle, busy, memory = {}, {}, {}
+        with probe(server, idle):
+            time.sleep(2)
+        before = server.metric("process_resident_memory_bytes")
+        cache = server.metric("firesteel_kv_cache_usage_ratio")
+        with probe(server, busy):
+            load = server.start("load", "--json", "--ignore-eos", "--concurrency", count, "--requests", count,
+                                "--duration", "10m", "--max-tokens", options.max_tokens)
+            most = 0
+            while load.poll() is None:
+                text = server.metrics()
+                now = (server.metric("firesteel_requests_running", text) +
+                       server.metric("firesteel_requests_waiting", text))
+                if now > most:
+                    most, memory = now, {"all": server.metric("process_resident_memory_bytes", text),
+                                         "cache": server.metric("firesteel_kv_cache_usage_ratio", text)}
+                time.sleep(0.1)
+            found = json.loads(load.communicate()[0])
+        requests = found["requests"]
+        print(f"streams           {requests['measured']} asked for, {most:.0f} open at once as seen, "
+              f"{requests['succeeded']} complete, {found['tokens']['generated']} tokens in {found['seconds']:.1f} s")
+        print(f"memory            {(memory['all'] - before) / most / 1024:.1f} KiB a stream "
+              f"(KV cache {cache:.3f} to {memory['cache']:.3f} full meanwhile)")
+        print(f"health, idle      {health_text(idle)}")
+        print(f"health, meanwhile {health_text(busy)}")
+
+
+def bench(options, *arguments):
+    out = subprocess.run([options.build / "bin/firesteel-bench", "--model", options.model, "--weights", options.weights,
+                          "--threads", str(options.threads), "--repeat", "1", "--json", *map(str, arguments)],
+                         check=True, capture_output=True, text=True).stdout
+    return json.loads(out)["results"]
+
+
+def decode_cost(server, batch, prompt, tokens, rounds):
+    """Tokens a second while `batch` requests decode together, and the process's CPU seconds for a token: of requests
+    of many tokens, less what the same requests of one token cost."""
+
+    def round_of(max_tokens, seed):
+        cpu, text = server.cpu_seconds(), server.metrics()
+        server.load("--concurrency", batch, "--requests", batch, "--duration", "10m", "--prompt-tokens", prompt,
+                    "--max-tokens", max_tokens, "--seed", seed)
+        name = "firesteel_inter_token_latency_seconds"
+        after = server.metrics()
+        seconds = server.metric(f"{name}_sum", after) - server.metric(f"{name}_sum", text)
+        count = server.metric(f"{name}_count", after) - server.metric(f"{name}_count", text)
+        return server.cpu_seconds() - cpu, seconds / count if count else 0
+
+    cpu_long = cpu_short = 0
+    latencies = []
+    for _ in range(rounds):
+        cpu, latency = round_of(tokens + 1, next(SEEDS))
+        cpu_long += cpu
+        latencies.append(latency)
+        cpu_short += round_of(1, next(SEEDS))[0]
+    return batch / statistics.median(latencies), (cpu_long - cpu_short) / (rounds * batch * tokens)
+
+
+def overhead(options):
+    batch, prompt, tokens = options.batch, options.prompt, options.decode
+    more = ["--threads", str(options.threads), "--max-batch-size", str(batch), "--max-batch-tokens", "256"]
+    speeds, cpus = [], []
+    with Server(options, *more) as server:
+        server.load("--requests", 4, "--max-tokens", 4)
+        for _ in range(options.repeat):  # in turns: a slow minute hits both
+            alone = bench(options, "--batch", batch, "--context", prompt, "--prompt", prompt, "--decode", tokens)
+            decode = next(r for r in alone if r["phase"] == "decode")
+            speed, cpu = decode_cost(server, batch, prompt, tokens, options.rounds)
+            speeds.append((decode["tokens_per_second"]["median"], speed))
+            cpus.append((decode["cpu_seconds_per_token"], cpu))
+        prefills, firsts = [], []
+        for _ in range(options.repeat):
+            alone = bench(options, "--batch", 1, "--context", prompt, "--prompt", prompt, "--decode", 1)
+            prefill = next(r for r in alone if r["phase"] == "prefill")
+            prefills.append(prompt / prefill["tokens_per_second"]["median"])
+            firsts.append(server.load("--concurrency", 1, "--requests", 10, "--duration", "10m", "--prompt-tokens",
+                                      prompt, "--max-tokens", 1, "--seed", next(SEEDS))
+                          ["time_to_first_token_seconds"]["p50"])
+
+    def row(name, pairs, unit, scale, ratio):
+        alone, served = (statistics.median(p[i] for p in pairs) for i in (0, 1))
+        over = statistics.median(ratio(*p) for p in pairs)
+        print(f"{name:22}{alone * scale:10.3f} {served * scale:10.3f} {unit:9}{over:+.1%}")
+
+    print(f"{'':22}{'bench':>10} {'server':>10}")
+    row("tokens a second", speeds, "", 1, lambda alone, served: alone / served - 1)
+    row("CPU time a token", cpus, "ms", 1e3, lambda alone, served: served / alone - 1)
+    wait = statistics.median(f - p for p, f in zip(prefills, firsts))
+    print(f"{'first token, idle':22}{statistics.median(prefills) * 1e3:10.3f} {statistics.median(firsts) * 1e3:10.3f} "
+          f"{'ms':9}{wait * 1e3:+.2f} ms, as the client sees it")
+
+
+def one_stream(server, read):
+    """A long stream, of a client whose flow-control window does not grow: what it does not read stays with the
+    server."""
+    import grpc  # Debian's python3-grpcio: the other commands do without
+
+    text = ('prompt: "The cat" max_tokens: 900 sampling { temperature: 0 } stopping { ignore_eos: true } '
+            'output { logprobs: 20 }')
+    request = subprocess.run(["protoc", f"-I{ROOT / 'proto'}", "--encode=firesteel.v1.GenerateRequest",
+                              "firesteel/v1/generation_service.proto"],
+                             input=text.encode(), check=True, capture_output=True).stdout
+    channel = grpc.insecure_channel(server.address, options=[
+        ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)])
+    call = channel.unary_stream("/firesteel.v1.GenerationService/GenerateStream")(request)
+
+    def read_all():
+        with contextlib.suppress(grpc.RpcError):
+            for _ in call:
+                pass
+
+    if read:
+        threading.Thread(target=read_all, daemon=True).start()
+    while server.metric("firesteel_requests_running") < 1:
+        time.sleep(0.01)
+    return call
+
+
+def slow_reader(options):
+    stall = 4
+    more = ["--max-batch-size", "32", "--reader-stall-seconds", str(stall)]
+
+    def inter_token(server, asleep):
+        """Mean time of a token after the first in 31 streams, beside one that is read, or is not."""
+        stalls = server.log().count("the reader took nothing")
+        other = one_stream(server, not asleep)
+        text = server.metrics()
+        found = server.load("--concurrency", 31, "--requests", 31, "--duration", "10m", "--max-tokens",
+                            options.max_tokens, "--logprobs", 20)
+        after = server.metrics()
+        while asleep and server.log().count("the reader took nothing") == stalls:
+            time.sleep(0.1)
+        other.cancel()
+        name = "firesteel_inter_token_latency_seconds"
+        count = server.metric(f"{name}_count", after) - server.metric(f"{name}_count", text)
+        return ((server.metric(f"{name}_sum", after) - server.metric(f"{name}_sum", text)) / count,
+                found["requests"]["succeeded"])
+
+    pairs = []
+    with Server(options, *more) as server:
+        server.load("--requests", 4, "--max-tokens", 4)
+        for _ in range(options.repeat):
+            awake, complete = inter_token(server, False)
+            asleep, beside = inter_token(server, True)
+            pairs.append((awake, asleep))
+            assert complete == beside == 31, (complete, beside)
+        waits = re.findall(r"took nothing for ([0-9.]+m?s)", server.log())
+    ratio = statistics.median(asleep / awake for awake, asleep in pairs)
+    print(f"31 streams, a token      {statistics.median(p[0] for p in pairs) * 1e3:.2f} ms beside one that is read, "
+          f"{statistics.median(p[1] for p in pairs) * 1e3:.2f} ms beside one that is not: {ratio - 1:+.1%}")
+    print(f"the one that is not read ended after {', '.join(waits)} (--reader-stall-seconds {stall})")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/spark-stories")
+    parser.add_argument("--weights", default="auto")
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("streams")
+    command.add_argument("--count", type=int, default=1000)
+    command.add_argument("--max-tokens", type=int, default=32)
+    command.set_defaults(run=streams)
+    command = commands.add_parser("overhead")
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--batch", type=int, default=8)
+    command.add_argument("--prompt", type=int, default=32)
+    command.add_argument("--decode", type=int, default=128)
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--repeat", type=int, default=3)
+    command.set_defaults(run=overhead)
+    command = commands.add_parser("slow-reader")
+    command.add_argument("--max-tokens", type=int, default=200)
+    command.add_argument("--repeat", type=int, default=2)
+    command.set_defaults(run=slow_reader)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
