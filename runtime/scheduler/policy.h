@@ -82,7 +82,7 @@ StepPlan PlanStep(const SchedulerSnapshot& snapshot);
 /// it stays at its maximum. Not thread-safe.
 class ChunkBudget {
  public:
-  static constexpr uint32_t kMinTokens = 16;
+  static constexpr uint32_t kMinTokens = 8;
 
   /// `target`: of a step's duration; zero for none. `max_tokens` ≥ 1.
   ChunkBudget(absl::Duration target, uint32_t max_tokens);
