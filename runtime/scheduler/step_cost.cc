@@ -16,15 +16,22 @@ void StepCostFit::Add(const StepWork& work, absl::Duration duration) {
   if (seconds <= 0) return;
   const Vector terms = {1.0, static_cast<double>(work.prefill_tokens),
                         static_cast<double>(work.decode_rows), static_cast<double>(work.context)};
-  // An error of a tenth counts the same in a short step and in a long one.
-  const double weight = 1.0 / (seconds * seconds);
+  const double weight = WeightOf(work, seconds);
   for (size_t i = 0; i < kTerms; ++i) {
     for (size_t j = 0; j < kTerms; ++j) {
       products_[i][j] = kForget * products_[i][j] + weight * terms[i] * terms[j];
     }
     targets_[i] = kForget * targets_[i] + weight * terms[i] * seconds;
   }
-  ++steps_;
+  if (++steps_ % kStepsPerFit == 0) expected_ = cost();
+}
+
+// An error of a tenth counts the same in a short step and in a long one. What is expected may be
+// far too little where nothing alike was seen: no step counts for more than many.
+double StepCostFit::WeightOf(const StepWork& work, double seconds) const {
+  const double expected =
+      steps_ < kStepsPerFit ? seconds : std::max(expected_.Seconds(work), seconds / 16);
+  return 1.0 / (expected * expected);
 }
 
 // Least squares with no coefficient below zero, by coordinate descent: the problem is convex, so

@@ -37,6 +37,23 @@ TEST(StepCostFit, FollowsAChange) {
   EXPECT_NEAR(fit.cost().Seconds({.decode_rows = 1}), 0.006, 0.0001);
 }
 
+// One step in ten is held up: what many steps take together is met all the same.
+TEST(StepCostFit, MeetsTheSumOfUnevenSteps) {
+  std::mt19937 random(2);
+  StepCostFit fit;
+  double measured = 0, expected = 0;
+  for (int i = 0; i < 6000; ++i) {
+    const StepWork work = {.prefill_tokens = i % 5 == 0 ? static_cast<uint32_t>(random() % 200) : 0,
+                           .decode_rows = static_cast<uint32_t>(1 + random() % 8)};
+    const double seconds = kTrue.Seconds(work) * (random() % 10 == 0 ? 5 : 1);
+    fit.Add(work, absl::Seconds(seconds));
+    if (i < 1000) continue;
+    measured += seconds;
+    expected += fit.cost().Seconds(work);
+  }
+  EXPECT_NEAR(expected / measured, 1, 0.03);
+}
+
 // What was always alike is told as a whole, and nothing is below zero.
 TEST(StepCostFit, UnseenTermsCostNothing) {
   StepCostFit fit;
