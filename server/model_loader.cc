@@ -57,7 +57,7 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
   if (!tokenizer.ok()) return AtModel(spec, tokenizer.status());
   const auto defaults = LoadGenerationDefaults(spec.path);
   if (!defaults.ok()) return AtModel(spec, defaults.status());
-  const auto compute = ResolveComputeType(options.compute, (*weights)->dtype);
+  const auto compute = ResolveComputeType(options.compute, (*weights)->types);
   if (!compute.ok()) return AtModel(spec, compute.status());
 
   auto metrics = all_metrics->AddModel(spec.name, config);
@@ -79,20 +79,20 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
   model.max_message_bytes = options.max_message_bytes;
   model.max_answer_bytes = options.max_answer_bytes;
   model.longest_token_text = LongestTokenText(model.engine->tokenizer(), config.vocab_size);
-  metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), DTypeName((*weights)->dtype));
+  metrics->SetBuildInfo(Version(), kernels::SimdTargetName(), (*weights)->FormatName());
   metrics->SetKvCapacity(model.engine->kv_capacity_tokens());
   Log(LogLevel::kInfo, "model loaded",
       {{"model", spec.name},
        {"path", spec.path},
        {"parameters", config.NumParameters()},
-       {"weights", DTypeName((*weights)->dtype)},
+       {"weights", (*weights)->FormatName()},
        {"weight_bytes", (*weights)->bytes()},
        {"weights_memory", IsPackedFile(spec.path) && options.weights_memory == WeightMemory::kShared
                               ? "shared"
                               : "copy"},
        {"compute", ComputeTypeName(*compute)},
        {"matrix_units",
-        (*weights)->dtype == kernels::DType::kI8 ? gemm::Description() : "not used"},
+        (*weights)->types.Has(kernels::DType::kI8) ? gemm::Description() : "not used"},
        {"sublinear_head", *model.engine->options().sublinear_head ? "on" : "off"},
        {"kv_cache_type", DTypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},

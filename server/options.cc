@@ -338,16 +338,21 @@ Option Model() {
 }
 
 Option Weights() {
-  Option option = Choice<WeightFormat>(
-      "weights", "auto|bf16|int8|int4",
-      "How weights are held in memory; auto keeps what the file has, and a packed file is never "
-      "converted",
-      {{"auto", WeightFormat::kAuto},
-       {"bf16", WeightFormat::kBF16},
-       {"int8", WeightFormat::kI8},
-       {"int4", WeightFormat::kI4}},
-      +[](ServerOptions& o) -> WeightFormat& { return o.weights; });
-  return option;
+  return {.name = "weights",
+          .type = "FORMAT",
+          .help =
+              "How weights are held in memory: auto keeps what the file has, else bf16, int8 or "
+              "int4, the last two with exceptions such as int4,head=int8 (attention, predictor, "
+              "ffn, head); a packed file is never converted",
+          .set = [](const std::string& value, ServerOptions& options) -> absl::Status {
+            const absl::StatusOr<WeightFormat> format = WeightFormat::Parse(value);
+            if (!format.ok()) return Bad(value, std::string(format.status().message()));
+            options.weights = *format;
+            return absl::OkStatus();
+          },
+          .get = [](const ServerOptions& options) -> std::vector<std::string> {
+            return {options.weights.Name()};
+          }};
 }
 
 Option SublinearHead() {

@@ -40,7 +40,7 @@ struct ServerOptions {
   std::string address = "127.0.0.1:50051";
   std::string admin_address;  // empty: AdminService is not served
   std::string metrics_address = "127.0.0.1:9464";
-  WeightFormat weights = WeightFormat::kAuto;
+  WeightFormat weights;
   WeightMemory weights_memory = WeightMemory::kCopy;
   std::optional<ComputeType> compute;           // unset: what suits the weights
   std::optional<kernels::DType> kv_cache_type;  // unset: see KvCacheType

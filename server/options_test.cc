@@ -419,8 +419,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"EmptyTokenFile", {"--auth-token-file", ""}, {"--auth-token-file", "no path"}},
         BadCase{"BadAdminAddress", {"--admin-address", "x"}, {"--admin-address", "HOST:PORT"}},
         BadCase{"HeadIsNeither", {"--sublinear-head", "auto"}, {"--sublinear-head", "'auto'"}},
-        BadCase{
-            "UnknownWeights", {"--weights", "q3"}, {"--weights", "'q3'", "auto, bf16, int8, int4"}},
+        BadCase{"UnknownWeights",
+                {"--weights", "q3"},
+                {"--weights", "'q3'", "auto, f32, bf16, int8 or int4"}},
         BadCase{"NoConfigFile", {"--config", "/no/such.yaml"}, {"--config", "/no/such.yaml"}},
         BadCase{"ConfigIsFolder", {"--config", "/"}, {"--config /", "read"}}),
     [](const auto& row) { return row.param.name; });

@@ -394,7 +394,7 @@ v1::ModelInfo DescribeModel(const ServedModel& model, bool is_default) {
   *info.mutable_limits() = DescribeLimits(model);
 
   v1::ModelWeights* held = info.mutable_weights();
-  held->set_format(DTypeName(weights.dtype));
+  held->set_format(weights.FormatName());
   held->set_compute(ComputeTypeName(model.engine->compute_type()));
   held->set_num_parameters(config.NumParameters());
   held->set_size_bytes(weights.bytes());

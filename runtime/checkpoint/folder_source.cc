@@ -106,21 +106,8 @@ absl::Status CheckTensors(const std::map<std::string, Shape>& expected,
   return absl::OkStatus();
 }
 
-/// All matrices share one element type; kAuto is bf16 only where every matrix is stored so.
-DType ChooseDType(WeightFormat format, const std::map<std::string, Shape>& expected,
-                  const TensorSource& source) {
-  switch (format) {
-    case WeightFormat::kBF16:
-      return DType::kBF16;
-    case WeightFormat::kF32:
-      return DType::kF32;
-    case WeightFormat::kI8:
-      return DType::kI8;
-    case WeightFormat::kI4:
-      return DType::kI4;
-    case WeightFormat::kAuto:
-      break;
-  }
+/// What kAuto takes: bf16 only where every matrix is stored so.
+DType StoredDType(const std::map<std::string, Shape>& expected, const TensorSource& source) {
   for (const auto& [name, shape] : expected) {
     const bool matrix = shape.size() == 2;
     if (matrix && source.tensors().at(name)->type != StoredType::kBF16) return DType::kF32;
@@ -131,15 +118,15 @@ DType ChooseDType(WeightFormat format, const std::map<std::string, Shape>& expec
 /// Reads checked tensors into the layouts of the runtime.
 class FolderSource final : public WeightSource {
  public:
-  FolderSource(ModelConfig config, DType dtype, std::unique_ptr<TensorSource> tensors,
+  FolderSource(ModelConfig config, const WeightTypes& types, std::unique_ptr<TensorSource> tensors,
                size_t threads)
       : config_(std::move(config)),
-        dtype_(dtype),
+        types_(types),
         tensors_(std::move(tensors)),
         threads_(threads) {}
 
   const ModelConfig& config() const override { return config_; }
-  DType dtype() const override { return dtype_; }
+  const WeightTypes& types() const override { return types_; }
 
   absl::StatusOr<std::vector<float>> ReadVector(const ModelPart& part) override {
     const std::string name = StoredNames(part)[0];
@@ -188,17 +175,18 @@ class FolderSource final : public WeightSource {
   }
 
   absl::StatusOr<Matrix> Stacked(const ModelPart& part) const {
-    Matrix out(part.rows, part.cols, dtype_);
+    const DType dtype = types_[part.role(config_.spark())];
+    Matrix out(part.rows, part.cols, dtype);
     size_t above = 0;
     for (const std::string& name : StoredNames(part)) {
       const StoredTensor& tensor = *tensors_->tensors().at(name);
       absl::Status status = ForEachShare(tensor.shape[0], threads_, [&](size_t begin, size_t end) {
-        std::vector<float> row(kernels::IsQuantized(dtype_) ? part.cols : 0);
+        std::vector<float> row(kernels::IsQuantized(dtype) ? part.cols : 0);
         for (size_t r = begin; r < end; ++r) {
           const bool quantized = !row.empty();
           void* const target = quantized ? row.data() : out.MutableRow(above + r);
           absl::Status read =
-              Row(name, tensor, r, part.cols, quantized ? DType::kF32 : dtype_, target);
+              Row(name, tensor, r, part.cols, quantized ? DType::kF32 : dtype, target);
           if (!read.ok()) return read;
           if (quantized) out.SetRow(above + r, row.data());
         }
@@ -212,14 +200,15 @@ class FolderSource final : public WeightSource {
 
   /// Stored [cols, rows].
   absl::StatusOr<Matrix> Transposed(const ModelPart& part) const {
-    const bool quantized = kernels::IsQuantized(dtype_);
-    Matrix out(part.rows, part.cols, quantized ? DType::kF32 : dtype_);
+    const DType dtype = types_[part.role(config_.spark())];
+    const bool quantized = kernels::IsQuantized(dtype);
+    Matrix out(part.rows, part.cols, quantized ? DType::kF32 : dtype);
     const std::string name = StoredNames(part)[0];
     absl::Status status = out.dtype() == DType::kF32 ? TransposeInto<float>(name, &out)
                                                      : TransposeInto<kernels::BF16>(name, &out);
     if (!status.ok()) return status;
     if (!quantized) return out;
-    Matrix rounded(part.rows, part.cols, dtype_);
+    Matrix rounded(part.rows, part.cols, dtype);
     status = ForEachShare(part.rows, threads_, [&](size_t begin, size_t end) {
       for (size_t r = begin; r < end; ++r) rounded.SetRow(r, out.view().Row<float>(r));
       return absl::OkStatus();
@@ -268,7 +257,7 @@ class FolderSource final : public WeightSource {
   }
 
   const ModelConfig config_;
-  const DType dtype_;
+  const WeightTypes types_;
   const std::unique_ptr<TensorSource> tensors_;
   const size_t threads_;
 };
@@ -284,11 +273,11 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenFolderSource(const std::string
   if (!tensors.ok()) return tensors.status();
   const std::map<std::string, Shape> expected = ExpectedTensors(*config);
   if (absl::Status status = CheckTensors(expected, **tensors); !status.ok()) return status;
-  const DType dtype = ChooseDType(format, expected, **tensors);
-  if (absl::Status status = CheckWidths(*config, dtype); !status.ok()) {
+  const WeightTypes types = format.TypesOf(config->spark(), StoredDType(expected, **tensors));
+  if (absl::Status status = CheckWidths(*config, types); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(folder, ": ", status.message()));
   }
-  return std::make_unique<FolderSource>(*std::move(config), dtype, *std::move(tensors), threads);
+  return std::make_unique<FolderSource>(*std::move(config), types, *std::move(tensors), threads);
 }
 
 }  // namespace firesteel

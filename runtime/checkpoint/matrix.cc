@@ -100,18 +100,4 @@ size_t Matrix::ScaleBytes() const {
   return 0;
 }
 
-const char* DTypeName(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return "f32";
-    case DType::kBF16:
-      return "bf16";
-    case DType::kI8:
-      return "int8";
-    case DType::kI4:
-      return "int4";
-  }
-  return "";
-}
-
 }  // namespace firesteel

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -176,7 +177,7 @@ class PackedSource final : public WeightSource {
       : file_(std::move(file)), mapping_(std::move(mapping)) {}
 
   const ModelConfig& config() const override { return file_->config(); }
-  DType dtype() const override { return file_->dtype(); }
+  const WeightTypes& types() const override { return file_->types(); }
   bool concurrent() const override { return true; }
   absl::StatusOr<Matrix> ReadMatrix(const ModelPart& part) override {
     return mapping_ != nullptr ? file_->ViewMatrix(part, mapping_) : file_->ReadMatrix(part);
@@ -189,22 +190,6 @@ class PackedSource final : public WeightSource {
   const std::unique_ptr<PackedFile> file_;
   const std::shared_ptr<const std::byte> mapping_;  // null: weights are copied
 };
-
-std::optional<DType> Wanted(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kBF16:
-      return DType::kBF16;
-    case WeightFormat::kF32:
-      return DType::kF32;
-    case WeightFormat::kI8:
-      return DType::kI8;
-    case WeightFormat::kI4:
-      return DType::kI4;
-    case WeightFormat::kAuto:
-      break;
-  }
-  return std::nullopt;
-}
 
 }  // namespace
 
@@ -354,14 +339,30 @@ absl::Status PackedFile::ReadTexts() {
   return absl::OkStatus();
 }
 
+/// The type of each role: that of the first matrix that has it.
+absl::Status PackedFile::ReadTypes(const std::vector<ModelPart>& expected) {
+  std::array<bool, kNumWeightRoles> known{};
+  for (const ModelPart& part : expected) {
+    if (!part.matrix()) continue;
+    const WeightRole role = part.role(config_.spark());
+    if (std::exchange(known[static_cast<size_t>(role)], true)) continue;
+    const PackedPart* const found = Find(part.name);
+    if (found == nullptr) return Error(part.name, "it is missing");
+    const std::optional<DType> dtype = DTypeOf(found->type);
+    if (!dtype.has_value()) return Error(part.name, "its type is text, not that of weights");
+    types_[role] = *dtype;
+  }
+  if (!config_.spark()) types_[WeightRole::kPredictor] = types_[WeightRole::kFfn];
+  if (absl::Status status = types_.Check(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path(), ": ", status.message()));
+  }
+  return absl::OkStatus();
+}
+
 /// The tensors are those of the configuration, each in its layout, and no others.
 absl::Status PackedFile::CheckTensors() {
   const std::vector<ModelPart> expected = ModelParts(config_);
-  const PackedPart* const embedding = Find(expected[0].name);
-  if (embedding == nullptr) return Error(expected[0].name, "it is missing");
-  const std::optional<DType> dtype = DTypeOf(embedding->type);
-  if (!dtype.has_value()) return Error(embedding->name, "its type is text, not that of weights");
-  dtype_ = *dtype;
+  if (absl::Status status = ReadTypes(expected); !status.ok()) return status;
   for (const ModelPart& part : expected) {
     const PackedPart* const found = Find(part.name);
     if (found == nullptr) return Error(part.name, "it is missing");
@@ -377,14 +378,14 @@ absl::Status PackedFile::CheckTensors() {
       if (!known) return Error(part.name, "a model of this config.json has no such tensor");
     }
   }
-  if (absl::Status status = CheckWidths(config_, dtype_); !status.ok()) {
+  if (absl::Status status = CheckWidths(config_, types_); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(path(), ": ", status.message()));
   }
   return absl::OkStatus();
 }
 
 absl::Status PackedFile::CheckTensor(const PackedPart& part, const ModelPart& expected) const {
-  const DType dtype = expected.matrix() ? dtype_ : DType::kF32;
+  const DType dtype = expected.matrix() ? types_[expected.role(config_.spark())] : DType::kF32;
   if (DTypeOf(part.type) != dtype) {
     return Error(part.name, absl::StrCat("its type is ", PackedTypeName(part.type), ", not ",
                                          DTypeName(dtype)));
@@ -451,7 +452,8 @@ absl::StatusOr<std::string> PackedFile::ReadTokenizer() const {
 
 absl::StatusOr<Matrix> PackedFile::ReadMatrix(const ModelPart& expected) const {
   const PackedPart& part = *Find(expected.name);
-  Matrix matrix(expected.rows, expected.cols, dtype_, Matrix::Fill::kNone);
+  Matrix matrix(expected.rows, expected.cols, types_[expected.role(config_.spark())],
+                Matrix::Fill::kNone);
   absl::Status status = ReadSpan(part, part.data, matrix.MutableRow(0));
   if (status.ok() && part.scales.bytes > 0) {
     status = ReadSpan(part, part.scales, matrix.MutableScales());
@@ -481,12 +483,12 @@ absl::StatusOr<Matrix> PackedFile::ViewMatrix(const ModelPart& expected,
   }
   kernels::TypedView view;
   view.data = mapping.get() + part.data.offset;
-  view.dtype = dtype_;
+  view.dtype = types_[expected.role(config_.spark())];
   view.rows = expected.rows;
   view.cols = expected.cols;
   view.stride = part.stride;
-  if (dtype_ == DType::kI8) view.row_scales = reinterpret_cast<const float*>(scales);
-  if (dtype_ == DType::kI4) view.block_scales = reinterpret_cast<const kernels::BF16*>(scales);
+  if (view.dtype == DType::kI8) view.row_scales = reinterpret_cast<const float*>(scales);
+  if (view.dtype == DType::kI4) view.block_scales = reinterpret_cast<const kernels::BF16*>(scales);
   return Matrix(view, std::move(mapping));
 }
 
@@ -562,12 +564,12 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenPackedSource(const std::string
                                                                WeightMemory memory) {
   absl::StatusOr<std::unique_ptr<PackedFile>> file = PackedFile::Open(path);
   if (!file.ok()) return file.status();
-  const std::optional<DType> wanted = Wanted(format);
-  if (wanted.has_value() && *wanted != (*file)->dtype()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path, ": it holds ", DTypeName((*file)->dtype()), " weights, not ", DTypeName(*wanted),
-        ": a packed file is served as it is (auto), or converted "
-        "from its checkpoint anew"));
+  const WeightTypes& held = (*file)->types();
+  if (format.TypesOf((*file)->config().spark(), held) != held) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": it holds ", (*file)->FormatName(), " weights, not ", format.Name(),
+                     ": a packed file is served as it is (auto), or converted "
+                     "from its checkpoint anew"));
   }
   std::shared_ptr<const std::byte> mapping;
   if (memory == WeightMemory::kShared) {

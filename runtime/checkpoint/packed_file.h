@@ -66,8 +66,10 @@ class PackedFile {
   uint64_t size() const { return file_->size(); }
   const ModelConfig& config() const { return config_; }
   const GenerationDefaults& generation_defaults() const { return defaults_; }
-  /// Of all matrices.
-  kernels::DType dtype() const { return dtype_; }
+  /// Of the matrices.
+  const WeightTypes& types() const { return types_; }
+  /// What --weights calls them.
+  std::string FormatName() const { return WeightFormat::NameOf(types_, config_.spark()); }
   /// In the order of the table.
   const std::vector<PackedPart>& parts() const { return parts_; }
 
@@ -96,6 +98,7 @@ class PackedFile {
   absl::Status ReadTable();
   absl::Status CheckPlaces() const;
   absl::Status ReadTexts();
+  absl::Status ReadTypes(const std::vector<ModelPart>& expected);
   absl::Status CheckTensors();
   absl::Status CheckTensor(const PackedPart& part, const ModelPart& expected) const;
   const PackedPart* Find(const std::string& name) const;
@@ -110,11 +113,11 @@ class PackedFile {
   std::map<std::string, size_t> index_;  // into parts_
   ModelConfig config_;
   GenerationDefaults defaults_;
-  kernels::DType dtype_ = kernels::DType::kBF16;
+  WeightTypes types_ = kernels::DType::kBF16;
 };
 
-/// The weights of a packed file. InvalidArgument unless `format` is kAuto or what the file holds.
-/// Concurrent.
+/// The weights of a packed file. InvalidArgument unless `format` is kAuto or gives the types that
+/// the file holds. Concurrent.
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenPackedSource(const std::string& path,
                                                                WeightFormat format,
                                                                WeightMemory memory);

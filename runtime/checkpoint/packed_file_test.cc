@@ -63,7 +63,7 @@ void ExpectSameMatrix(const Matrix& a, const Matrix& b, const std::string& what)
 
 void ExpectSameWeights(const ModelWeights& a, const ModelWeights& b) {
   EXPECT_EQ(a.config, b.config);
-  EXPECT_EQ(a.dtype, b.dtype);
+  EXPECT_TRUE(a.types == b.types);
   EXPECT_EQ(a.bytes(), b.bytes());
   ExpectSameMatrix(a.embedding, b.embedding, "embedding");
   EXPECT_EQ(a.final_norm, b.final_norm);
@@ -86,6 +86,8 @@ void ExpectSameWeights(const ModelWeights& a, const ModelWeights& b) {
 constexpr WeightFormat kFormats[] = {WeightFormat::kBF16, WeightFormat::kF32, WeightFormat::kI8,
                                      WeightFormat::kI4};
 
+WeightFormat Mixed() { return WeightFormat::Parse("int4,attention=int8").value(); }
+
 /// The folder's weights and the packed file's are the same bytes, copied or mapped.
 void ExpectRoundTrip(const std::string& folder, WeightFormat format) {
   const TempFolder out;
@@ -94,7 +96,7 @@ void ExpectRoundTrip(const std::string& folder, WeightFormat format) {
   const auto expected = LoadWeights(folder, format);
   ASSERT_TRUE(expected.ok()) << expected.status();
   for (const WeightMemory memory : {WeightMemory::kCopy, WeightMemory::kShared}) {
-    for (const WeightFormat asked : {WeightFormat::kAuto, format}) {
+    for (const WeightFormat asked : {WeightFormat(), format}) {
       const auto weights = LoadWeights(path, asked, memory, 3);
       ASSERT_TRUE(weights.ok()) << weights.status();
       ExpectSameWeights(**expected, **weights);
@@ -117,7 +119,8 @@ TEST(PackedFileTest, RoundTripOfTinyModels) {
 }
 
 TEST(PackedFileTest, RoundTripOfTheBundledModel) {
-  for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kI8, WeightFormat::kI4}) {
+  for (const WeightFormat format :
+       {WeightFormat(WeightFormat::kBF16), WeightFormat(WeightFormat::kI8), Mixed()}) {
     ExpectRoundTrip(std::string(FIRESTEEL_SOURCE_DIR) + "/models/spark-stories", format);
   }
 }
@@ -278,13 +281,13 @@ TEST_F(PackedDamageTest, HoldsWhatAServerNeeds) {
   EXPECT_EQ((*file)->generation_defaults(), (GenerationDefaults{0.5f, 7, 0.9f, 0.1f}));
   EXPECT_EQ(*LoadGenerationDefaults(path_), (GenerationDefaults{0.5f, 7, 0.9f, 0.1f}));
   EXPECT_EQ(*(*file)->ReadTokenizer(), "not looked at here");
-  EXPECT_EQ((*file)->dtype(), DType::kI8);
+  EXPECT_EQ((*file)->FormatName(), "int8");
 
   ASSERT_TRUE(Pack(folder_.path(), WeightFormat::kAuto, path_, "").ok());
   const auto bare = PackedFile::Open(path_);
   ASSERT_TRUE(bare.ok()) << bare.status();
   EXPECT_EQ((*bare)->ReadTokenizer().status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ((*bare)->dtype(), DType::kF32);
+  EXPECT_EQ((*bare)->FormatName(), "f32");
 }
 
 TEST_F(PackedDamageTest, OtherFormatsAreRefusedByWhatTheFileHolds) {
@@ -293,6 +296,19 @@ TEST_F(PackedDamageTest, OtherFormatsAreRefusedByWhatTheFileHolds) {
     EXPECT_THAT(Error(memory, WeightFormat::kBF16),
                 AllOf(HasSubstr(path_), HasSubstr("holds int8 weights, not bf16")));
   }
+}
+
+TEST_F(PackedDamageTest, EachRoleHasItsType) {
+  Make(Mixed());
+  const auto file = PackedFile::Open(path_);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ((*file)->FormatName(), "int4,attention=int8");
+  EXPECT_EQ(Entry("embedding").type, static_cast<uint32_t>(PackedPart::Type::kI4));
+  EXPECT_EQ(Entry("layers.1.gate_proj").type, static_cast<uint32_t>(PackedPart::Type::kI4));
+  EXPECT_EQ(Entry("layers.1.down_proj").type, static_cast<uint32_t>(PackedPart::Type::kI8));
+  EXPECT_EQ(Error(WeightMemory::kCopy, Mixed()), "");
+  EXPECT_THAT(Error(WeightMemory::kCopy, WeightFormat::kI8),
+              HasSubstr("holds int4,attention=int8 weights, not int8"));
 }
 
 TEST_F(PackedDamageTest, OtherFilesAreNoPackedFiles) {
@@ -404,6 +420,8 @@ TEST_F(PackedDamageTest, ShapesAndTypesAreChecked) {
   EXPECT_THAT(EntryError("final_norm", [](TableEntry& e) { e.type = 1; }),
               AllOf(HasSubstr("final_norm"), HasSubstr("its type is bf16, not f32")));
   EXPECT_THAT(EntryError("embedding", [](TableEntry& e) { e.type = 0; }),
+              HasSubstr("matrices of attention are int8, those of head f32"));
+  EXPECT_THAT(EntryError("embedding", [](TableEntry& e) { e.type = 3; }),
               AllOf(HasSubstr("embedding"), HasSubstr("its shape")));
 }
 
@@ -525,7 +543,7 @@ class FailingSource final : public WeightSource {
   FailingSource(std::unique_ptr<WeightSource> source, size_t fail_at)
       : source_(std::move(source)), left_(fail_at) {}
   const ModelConfig& config() const override { return source_->config(); }
-  DType dtype() const override { return source_->dtype(); }
+  const WeightTypes& types() const override { return source_->types(); }
   absl::StatusOr<Matrix> ReadMatrix(const ModelPart& part) override {
     if (left_-- == 0) return absl::DataLossError("it fails here");
     return source_->ReadMatrix(part);

@@ -122,8 +122,7 @@ class Layout {
     return entry;
   }
 
-  void AddTensor(const ModelPart& part, kernels::DType dtype) {
-    const kernels::DType type = part.matrix() ? dtype : kernels::DType::kF32;
+  void AddTensor(const ModelPart& part, kernels::DType type) {
     const size_t stride = part.matrix() ? Matrix::StrideOf(part.cols, type) : part.cols;
     TableEntry* const entry =
         Add(part.name, static_cast<PackedPart::Type>(type), part.rows, part.cols, stride);
@@ -210,7 +209,7 @@ absl::Status Write(WeightSource* source, const PackedExtras& extras, const std::
                                                    " bytes, the limit is ",
                                                    packed::kMaxTokenizerBytes));
   }
-  if (absl::Status s = CheckWidths(source->config(), source->dtype()); !s.ok()) return s;
+  if (absl::Status s = CheckWidths(source->config(), source->types()); !s.ok()) return s;
   std::vector<std::pair<const char*, std::string>> texts = {
       {packed::kConfigName, config},
       {packed::kDefaultsName, GenerationDefaultsToJson(extras.defaults)}};
@@ -219,7 +218,10 @@ absl::Status Write(WeightSource* source, const PackedExtras& extras, const std::
   Layout layout;
   for (const auto& [name, text] : texts) layout.AddText(name, text.size());
   const std::vector<ModelPart> parts = ModelParts(source->config());
-  for (const ModelPart& part : parts) layout.AddTensor(part, source->dtype());
+  for (const ModelPart& part : parts) {
+    layout.AddTensor(part, part.matrix() ? source->types()[part.role(source->config().spark())]
+                                         : kernels::DType::kF32);
+  }
   const uint64_t file_bytes = layout.Place();
 
   ReplacementFile file(path);

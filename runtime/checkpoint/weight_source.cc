@@ -119,13 +119,27 @@ std::vector<ModelPart> ModelParts(const ModelConfig& c) {
   return parts;
 }
 
-absl::Status CheckWidths(const ModelConfig& config, kernels::DType dtype) {
-  if (!kernels::IsQuantized(dtype)) return absl::OkStatus();
+WeightRole ModelPart::role(bool spark) const {
+  switch (kind) {
+    case PartKind::kEmbedding:
+      return WeightRole::kHead;
+    case PartKind::kGateProj:
+      return spark ? WeightRole::kPredictor : WeightRole::kFfn;
+    case PartKind::kUpProj:
+    case PartKind::kDownProj:
+      return WeightRole::kFfn;
+    default:
+      return WeightRole::kAttention;
+  }
+}
+
+absl::Status CheckWidths(const ModelConfig& config, const WeightTypes& types) {
+  if (!types.quantized()) return absl::OkStatus();
   for (const ModelPart& part : ModelParts(config)) {
     if (!part.matrix() || part.cols <= kernels::kMaxQuantizedCols) continue;
     return absl::InvalidArgumentError(absl::StrCat(
         "tensor \"", part.name, "\": its rows have ", part.cols, " elements, the limit of ",
-        DTypeName(dtype), " weights is ", kernels::kMaxQuantizedCols));
+        DTypeName(types[part.role(config.spark())]), " weights is ", kernels::kMaxQuantizedCols));
   }
   return absl::OkStatus();
 }
@@ -161,7 +175,7 @@ absl::StatusOr<std::shared_ptr<ModelWeights>> AssembleWeights(WeightSource* sour
                                                               size_t threads) {
   auto weights = std::make_shared<ModelWeights>();
   weights->config = source->config();
-  weights->dtype = source->dtype();
+  weights->types = source->types();
   weights->layers.resize(source->config().num_layers);
   const std::vector<ModelPart> parts = ModelParts(source->config());
   // Parts differ in size by a factor of a thousand: each thread takes the next one when it is free.

@@ -34,7 +34,7 @@ enum class PartKind : uint8_t {
   kDownProj,
 };
 
-/// One of them: a matrix [rows, cols] of the model's element type, or a vector [cols] of f32.
+/// One of them: a matrix [rows, cols] of its role's element type, or a vector [cols] of f32.
 struct ModelPart {
   PartKind kind = PartKind::kEmbedding;
   size_t layer = 0;  // of a layer's part
@@ -43,14 +43,16 @@ struct ModelPart {
   size_t cols = 0;
 
   bool matrix() const;
+  /// Of a matrix, in a Spark or a dense model.
+  WeightRole role(bool spark) const;
 };
 
 /// All parts of a model, in the order in which sources are asked for them: the embedding, the final
 /// norm, then layer by layer the norms and the matrices.
 std::vector<ModelPart> ModelParts(const ModelConfig& config);
 
-/// Whether every row of a model of this shape fits the arithmetic of its element type.
-absl::Status CheckWidths(const ModelConfig& config, kernels::DType dtype);
+/// Whether every row of a model of this shape fits the arithmetic of its element types.
+absl::Status CheckWidths(const ModelConfig& config, const WeightTypes& types);
 
 /// Gives the parts of one model. Ask for them one after the other, each once, in the order of
 /// ModelParts, unless the source says more.
@@ -58,8 +60,8 @@ class WeightSource {
  public:
   virtual ~WeightSource() = default;
   virtual const ModelConfig& config() const = 0;
-  /// Of all matrices.
-  virtual kernels::DType dtype() const = 0;
+  /// Of the matrices; they pass WeightTypes::Check.
+  virtual const WeightTypes& types() const = 0;
   /// True if parts may be asked for in any order and by several threads at once.
   virtual bool concurrent() const { return false; }
   /// `part` is a matrix of ModelParts(config()).

@@ -11,15 +11,9 @@
 #include "absl/status/statusor.h"
 #include "kernels/tensor.h"
 #include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/weight_format.h"
 
 namespace firesteel {
-
-/// How weights are held: kAuto keeps bf16 as bf16 and everything else as f32; the others round all
-/// matrices to that type (kernels::DType says what 8 and 4 bits are).
-enum class WeightFormat : uint8_t { kAuto, kBF16, kF32, kI8, kI4 };
-
-/// "f32", "bf16", "int8" or "int4".
-const char* DTypeName(kernels::DType dtype);
 
 /// Where the weights of a packed file are: kCopy in memory of our own, backed by huge pages where
 /// the system has them; kShared in the file itself, mapped read-only, so that all processes of a
@@ -96,10 +90,12 @@ struct ModelWeights {
   Matrix embedding;               // [vocab, d], tied: also the output head
   std::vector<float> final_norm;  // [d]
   std::vector<LayerWeights> layers;
-  kernels::DType dtype = kernels::DType::kBF16;  // of the matrices
+  WeightTypes types = kernels::DType::kBF16;  // of the matrices
 
   /// Bytes of all matrices.
   size_t bytes() const;
+  /// What --weights calls such types.
+  std::string FormatName() const { return WeightFormat::NameOf(types, config.spark()); }
 };
 
 /// Loads a checkpoint folder (config.json, model.safetensors or shards with their index) or a

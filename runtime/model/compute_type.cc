@@ -2,27 +2,28 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "runtime/checkpoint/weights.h"
 #include "runtime/gemm/gemm.h"
 
 namespace firesteel {
 
 absl::StatusOr<ComputeType> ResolveComputeType(std::optional<ComputeType> wanted,
-                                               kernels::DType weights) {
-  const bool quantized = kernels::IsQuantized(weights);
+                                               const WeightTypes& weights) {
+  const bool quantized = weights.quantized();
+  const bool bf16 = weights.Has(kernels::DType::kBF16);  // then all are
   if (!wanted.has_value()) {
     if (quantized) return ComputeType::kInteger;
     // bf16 gains where matrix units multiply prompts; elsewhere f32 is more exact and as fast: see
     // docs/benchmarks.md.
-    const bool gains = weights == kernels::DType::kBF16 && gemm::Available();
+    const bool gains = bf16 && gemm::Available();
     return gains ? ComputeType::kBF16 : ComputeType::kF32;
   }
   const bool possible = *wanted == ComputeType::kF32    ? !quantized
-                        : *wanted == ComputeType::kBF16 ? weights == kernels::DType::kBF16
+                        : *wanted == ComputeType::kBF16 ? bf16
                                                         : quantized;
   if (possible) return *wanted;
   return absl::InvalidArgumentError(absl::StrCat(
-      "compute ", ComputeTypeName(*wanted), " does not go with ", DTypeName(weights),
+      "compute ", ComputeTypeName(*wanted), " does not go with ",
+      quantized ? "quantized" : DTypeName(weights.types[0]),
       " weights: f32 needs bf16 or f32 weights, bf16 needs bf16 ones; auto goes with any"));
 }
 

@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
-#include "kernels/tensor.h"
+#include "runtime/checkpoint/weight_format.h"
 
 namespace firesteel {
 
@@ -32,7 +32,7 @@ inline const char* ComputeTypeName(ComputeType type) {
 /// What to compute with where `wanted` (nothing: the fastest) meets such weights. InvalidArgument
 /// where they do not go together.
 absl::StatusOr<ComputeType> ResolveComputeType(std::optional<ComputeType> wanted,
-                                               kernels::DType weights);
+                                               const WeightTypes& weights);
 
 }  // namespace firesteel
 

@@ -28,7 +28,7 @@ std::vector<int32_t> Greedy(const std::shared_ptr<const ModelWeights>& weights, 
       config, kCache,
       KvBlockPool::BlocksFor(tokens + 1) * KvBlockPool::BytesPerBlock(config, kCache));
   EXPECT_TRUE(cache.ok()) << cache.status();
-  Transformer transformer(weights, *ResolveComputeType(std::nullopt, weights->dtype), kCache, &pool,
+  Transformer transformer(weights, *ResolveComputeType(std::nullopt, weights->types), kCache, &pool,
                           1, 1);
   const KvLease lease = std::move((*cache)->Lease(tokens + 1)).value();
   std::vector<int32_t> ids = {config.bos_token_id};

@@ -400,7 +400,7 @@ TEST_P(ValidationTest, QuantizedWeightsKeepTheLoss) {
   for (const auto& [format, loss, least_overlap] : cases) {
     auto weights = LoadWeights(FolderOf(GetParam()), format);
     ASSERT_TRUE(weights.ok()) << weights.status();
-    const std::string name = DTypeName((*weights)->dtype);
+    const std::string name = (*weights)->FormatName();
     const Result rounded =
         Evaluate(*std::move(weights), ComputeType::kInteger, kernels::DType::kBF16);
     size_t both = 0, total = 0;

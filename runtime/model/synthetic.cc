@@ -53,18 +53,18 @@ class Sequence {
 // All matrices draw from one sequence, in the order of ModelParts.
 class SyntheticSource final : public WeightSource {
  public:
-  SyntheticSource(ModelConfig config, kernels::DType dtype, uint64_t seed, size_t threads)
+  SyntheticSource(ModelConfig config, const WeightTypes& types, uint64_t seed, size_t threads)
       : config_(std::move(config)),
-        dtype_(dtype),
+        types_(types),
         threads_(threads),
         normal_(seed),
         sequence_(seed) {}
 
   const ModelConfig& config() const override { return config_; }
-  kernels::DType dtype() const override { return dtype_; }
+  const WeightTypes& types() const override { return types_; }
 
   absl::StatusOr<Matrix> ReadMatrix(const ModelPart& part) override {
-    Matrix matrix(part.rows, part.cols, dtype_);
+    Matrix matrix(part.rows, part.cols, types_[part.role(config_.spark())]);
     // Of down_proj, a Spark model's rows are the transposed matrix's columns.
     const bool transposed = part.kind == PartKind::kDownProj && config_.spark();
     const size_t fan_in = transposed ? part.rows : part.cols;
@@ -89,7 +89,7 @@ class SyntheticSource final : public WeightSource {
 
  private:
   const ModelConfig config_;
-  const kernels::DType dtype_;
+  const WeightTypes types_;
   const size_t threads_;
   const NormalTable normal_;
   Sequence sequence_;
@@ -168,14 +168,15 @@ ModelConfig DenseTwin(const ModelConfig& spark) {
   return dense;
 }
 
-std::unique_ptr<WeightSource> MakeSyntheticSource(const ModelConfig& config, kernels::DType dtype,
-                                                  uint64_t seed, size_t threads) {
-  return std::make_unique<SyntheticSource>(config, dtype, seed, threads);
+std::unique_ptr<WeightSource> MakeSyntheticSource(const ModelConfig& config,
+                                                  const WeightTypes& types, uint64_t seed,
+                                                  size_t threads) {
+  return std::make_unique<SyntheticSource>(config, types, seed, threads);
 }
 
 std::shared_ptr<const ModelWeights> MakeSyntheticWeights(const ModelConfig& config,
-                                                         kernels::DType dtype, uint64_t seed) {
-  SyntheticSource source(config, dtype, seed, 1);
+                                                         const WeightTypes& types, uint64_t seed) {
+  SyntheticSource source(config, types, seed, 1);
   return AssembleWeights(&source, 1).value();
 }
 

@@ -29,12 +29,13 @@ ModelConfig DenseTwin(const ModelConfig& spark);
 /// Weights N(0, 1 / fan_in) from `seed`, norms of 1: activations are near-Gaussian, so statistical
 /// top-k finds about its target. The same seed gives the same weights.
 std::shared_ptr<const ModelWeights> MakeSyntheticWeights(const ModelConfig& config,
-                                                         kernels::DType dtype, uint64_t seed);
+                                                         const WeightTypes& types, uint64_t seed);
 
 /// The same weights part by part, each made by `threads` threads when it is asked for. The bits
 /// don't depend on `threads`.
-std::unique_ptr<WeightSource> MakeSyntheticSource(const ModelConfig& config, kernels::DType dtype,
-                                                  uint64_t seed, size_t threads);
+std::unique_ptr<WeightSource> MakeSyntheticSource(const ModelConfig& config,
+                                                  const WeightTypes& types, uint64_t seed,
+                                                  size_t threads);
 
 }  // namespace firesteel
 

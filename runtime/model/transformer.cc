@@ -61,7 +61,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
       compute_(compute),
       pool_(pool),
       max_rows_(max_rows),
-      tiles_(weights_->dtype == DType::kI8 && kernels::AmxAvailable()),
+      tiles_(weights_->types.Has(DType::kI8) && kernels::AmxAvailable()),
       attention_(AttentionShapeOf(config_, kv_dtype)),
       predictor_rope_(attention_.predictor_dim, config_.max_position_embeddings,
                       config_.rope_theta),
@@ -106,7 +106,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
                         nullptr,
                         absl::OkStatus(),
                         {}});
-    const bool integers = weights_->dtype == DType::kI8 && max_rows >= kMinMatrixRows;
+    const bool integers = weights_->types.Has(DType::kI8) && max_rows >= kMinMatrixRows;
     if (!gemm::Available() || !(integers || compute_ == ComputeType::kBF16)) continue;
     scratch_.back().gemm = gemm::Gemm::Create().value();  // it is available
     if (integers) scratch_.back().sums.resize(2 * max_rows * kSumOutputs);
@@ -120,7 +120,8 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     predictor_input_ = MakeIntegers(max_rows, config_.ffn_predictor_dim);
     rest_input_ = QuantizedInput(max_rows, d - config_.ffn_predictor_dim, 0);
   }
-  ffn_ = std::make_unique<SparkFfn>(config_, weights_->dtype, pool->num_threads(), max_rows);
+  ffn_ = std::make_unique<SparkFfn>(config_, weights_->types[WeightRole::kFfn], pool->num_threads(),
+                                    max_rows);
   const auto quantile = [](size_t k, size_t n) {
     return kernels::NormalQuantile(1.0 - static_cast<double>(k) / static_cast<double>(n));
   };

@@ -51,10 +51,10 @@ std::vector<int32_t> RandomTokens(size_t n, uint32_t seed, size_t vocab) {
 
 // One model, its cache and its team.
 struct Runner {
-  Runner(const ModelConfig& config, DType dtype, ComputeType compute, DType kv_dtype,
+  Runner(const ModelConfig& config, const WeightTypes& types, ComputeType compute, DType kv_dtype,
          size_t threads)
       : pool(threads),
-        weights(MakeSyntheticWeights(config, dtype, 42)),
+        weights(MakeSyntheticWeights(config, types, 42)),
         cache(std::move(KvBlockPool::Create(config, kv_dtype,
                                             KvBlockPool::BytesPerBlock(config, kv_dtype) * 64))
                   .value()),
@@ -105,7 +105,7 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
 struct Variant {
   std::string name;
   ModelConfig config;
-  DType dtype;
+  WeightTypes types;
   ComputeType compute;
   DType kv_dtype = DType::kF32;
 };
@@ -124,6 +124,9 @@ ModelConfig WideSpark() {
 
 std::vector<Variant> Variants() {
   const ModelConfig spark = SmallSpark();
+  const auto types = [](const char* format) {
+    return WeightFormat::Parse(format)->TypesOf(/*spark=*/true, DType::kBF16);
+  };
   return {{"spark f32 weights", spark, DType::kF32, ComputeType::kF32},
           {"spark bf16 weights", spark, DType::kBF16, ComputeType::kF32},
           {"spark bf16 compute", spark, DType::kBF16, ComputeType::kBF16},
@@ -135,13 +138,15 @@ std::vector<Variant> Variants() {
           {"wide spark int8", WideSpark(), DType::kI8, ComputeType::kInteger},
           {"spark int8", spark, DType::kI8, ComputeType::kInteger},
           {"dense int8", DenseTwin(spark), DType::kI8, ComputeType::kInteger},
-          {"spark int4", spark, DType::kI4, ComputeType::kInteger},
+          {"spark int4", spark, types("int4"), ComputeType::kInteger},
+          {"spark int4 rows", spark, DType::kI4, ComputeType::kInteger},
+          {"spark mixed", spark, types("int8,predictor=int4,head=int4"), ComputeType::kInteger},
           {"dense int4", DenseTwin(spark), DType::kI4, ComputeType::kInteger}};
 }
 
 TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
   for (const Variant& v : Variants()) {
-    Runner runner(v.config, v.dtype, v.compute, v.kv_dtype, 1);
+    Runner runner(v.config, v.types, v.compute, v.kv_dtype, 1);
     const auto tokens = RandomTokens(150, 1, v.config.vocab_size);
     const auto whole = runner.Run(tokens, tokens.size());
     ASSERT_EQ(whole.size(), tokens.size() * v.config.vocab_size);
@@ -149,7 +154,7 @@ TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
       EXPECT_TRUE(SameBits(runner.Run(tokens, chunk), whole)) << v.name << ", chunk " << chunk;
     }
     for (size_t threads : {2, 3}) {
-      Runner team(v.config, v.dtype, v.compute, v.kv_dtype, threads);
+      Runner team(v.config, v.types, v.compute, v.kv_dtype, threads);
       EXPECT_TRUE(SameBits(team.Run(tokens, 7), whole)) << v.name << ", threads " << threads;
       // Three threads are more than a single row has KV heads: then query heads go one by one.
       EXPECT_TRUE(SameBits(team.Run(tokens, 1), whole)) << v.name << ", threads " << threads;
@@ -163,7 +168,7 @@ TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
 
 TEST(Transformer, BatchMatesDoNotChangeABit) {
   for (const Variant& v : Variants()) {
-    Runner runner(v.config, v.dtype, v.compute, v.kv_dtype, 2);
+    Runner runner(v.config, v.types, v.compute, v.kv_dtype, 2);
     std::vector<std::vector<int32_t>> prompts;
     std::vector<std::vector<float>> alone;
     for (uint32_t i = 0; i < 7; ++i) {

@@ -74,7 +74,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
                                                        const EngineOptions& options,
                                                        WorkerPool* pool, EngineObserver* observer) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  if (auto possible = ResolveComputeType(compute, weights->dtype); !possible.ok()) {
+  if (auto possible = ResolveComputeType(compute, weights->types); !possible.ok()) {
     return possible.status();
   }
   EngineOptions resolved = options;

@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,7 +30,7 @@ struct Options {
   std::vector<std::string> models;
   std::string shape;
   bool twin = false;
-  std::string weights = "auto";
+  WeightFormat weights;
   std::vector<std::string> weights_memory = {"copy"};
   std::string compute = "auto";
   std::string kv = "auto";
@@ -47,26 +46,17 @@ struct Options {
   std::string roofline;
 };
 
-// --weights: how a checkpoint is loaded, and the type of synthetic weights.
-const std::map<std::string, std::pair<WeightFormat, kernels::DType>> kFormats = {
-    {"auto", {WeightFormat::kAuto, kernels::DType::kBF16}},
-    {"f32", {WeightFormat::kF32, kernels::DType::kF32}},
-    {"bf16", {WeightFormat::kBF16, kernels::DType::kBF16}},
-    {"int8", {WeightFormat::kI8, kernels::DType::kI8}},
-    {"int4", {WeightFormat::kI4, kernels::DType::kI4}}};
-
 struct Model {
   std::shared_ptr<const ModelWeights> weights;
   bool trained = false;
 };
 
 absl::StatusOr<std::vector<Model>> LoadModels(const Options& options) {
-  const auto [format, synthetic] = kFormats.at(options.weights);
   std::vector<Model> models;
   for (size_t i = 0; i < options.models.size(); ++i) {
     const std::string& memory =
         options.weights_memory[std::min(i, options.weights_memory.size() - 1)];
-    auto weights = LoadWeights(options.models[i], format,
+    auto weights = LoadWeights(options.models[i], options.weights,
                                memory == "shared" ? WeightMemory::kShared : WeightMemory::kCopy,
                                DefaultThreadCount());
     if (!weights.ok()) return weights.status();
@@ -75,14 +65,19 @@ absl::StatusOr<std::vector<Model>> LoadModels(const Options& options) {
   if (!options.shape.empty()) {
     auto config = NamedShape(options.shape);
     if (!config.ok()) return config.status();
-    models.push_back({MakeSyntheticWeights(*config, synthetic, 1), false});
+    const WeightTypes types = options.weights.TypesOf(config->spark(), kernels::DType::kBF16);
+    models.push_back({MakeSyntheticWeights(*config, types, 1), false});
   }
   if (options.twin && models.size() == 1) {
     const ModelConfig& config = models[0].weights->config;
     if (!config.spark()) {
       return absl::InvalidArgumentError("--twin: the model is dense itself; give a Spark model");
     }
-    models.push_back({MakeSyntheticWeights(DenseTwin(config), models[0].weights->dtype, 2), false});
+    // Of a model that is loaded as it is, the twin has the attention's type everywhere.
+    const WeightTypes stored = models[0].weights->types[WeightRole::kAttention];
+    models.push_back(
+        {MakeSyntheticWeights(DenseTwin(config), options.weights.TypesOf(false, stored), 2),
+         false});
   }
   return models;
 }
@@ -132,7 +127,7 @@ absl::StatusOr<Report> Run(const Options& options) {
   if (options.compute == "bf16") wanted = ComputeType::kBF16;
   ComputeType compute = ComputeType::kF32;
   for (const Model& model : *models) {
-    const auto resolved = ResolveComputeType(wanted, model.weights->dtype);
+    const auto resolved = ResolveComputeType(wanted, model.weights->types);
     if (!resolved.ok()) return resolved.status();
     compute = *resolved;
   }
@@ -167,7 +162,7 @@ absl::StatusOr<Report> Run(const Options& options) {
   for (const Setting& setting : settings) {
     for (const Model& model : *models) {
       report.series.push_back(
-          {setting, model.weights->config.spark(), DTypeName(model.weights->dtype), {}});
+          {setting, model.weights->config.spark(), model.weights->FormatName(), {}});
     }
   }
   // Models alternate inside, repetitions are the outer loop: a slow minute hits all of them.
@@ -204,9 +199,19 @@ int Main(int argc, char** argv) {
   app.add_option("--shape", options.shape, "Instead: a named shape with synthetic weights");
   app.add_flag("--twin", options.twin,
                "Measure a dense model of equal parameter count beside it (synthetic weights)");
-  app.add_option("--weights", options.weights, "Weight format")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}))
-      ->capture_default_str();
+  app.add_option_function<std::string>(
+         "--weights",
+         [&options](const std::string& text) {
+           const absl::StatusOr<WeightFormat> format = WeightFormat::Parse(text);
+           if (!format.ok()) {
+             throw CLI::ValidationError(
+                 absl::StrCat("--weights: '", text, "' ", format.status().message()));
+           }
+           options.weights = *format;
+         },
+         "auto, f32, bf16, int8 or int4, the last two with exceptions such as int4,head=int8")
+      ->type_name("FORMAT")
+      ->default_str("auto");
   app.add_option("--weights-memory", options.weights_memory,
                  "Where weights of packed files are: copy or shared (mapped); one for each --model")
       ->delimiter(',')

@@ -1,7 +1,6 @@
 #include "tools/convert/commands.h"
 
 #include <CLI/CLI.hpp>
-#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -30,25 +29,13 @@ struct Options {
   std::string synthetic;
   uint64_t seed = 1;
   std::string tokenizer;
-  std::string weights = "auto";
+  WeightFormat weights;
   std::string output;
   size_t threads = 1;
   std::string inspect;
   std::string verify;
   bool json = false;
 };
-
-// --weights: how a checkpoint is read, and the type of synthetic weights.
-const std::map<std::string, std::pair<WeightFormat, kernels::DType>>& Formats() {
-  static const auto* const formats =
-      new std::map<std::string, std::pair<WeightFormat, kernels::DType>>{
-          {"auto", {WeightFormat::kAuto, kernels::DType::kBF16}},
-          {"f32", {WeightFormat::kF32, kernels::DType::kF32}},
-          {"bf16", {WeightFormat::kBF16, kernels::DType::kBF16}},
-          {"int8", {WeightFormat::kI8, kernels::DType::kI8}},
-          {"int4", {WeightFormat::kI4, kernels::DType::kI4}}};
-  return *formats;
-}
 
 absl::Status Bad(absl::string_view what) { return absl::InvalidArgumentError(what); }
 
@@ -62,8 +49,9 @@ absl::StatusOr<Input> OpenSynthetic(const Options& options) {
   absl::StatusOr<ModelConfig> config = NamedShape(options.synthetic);
   if (!config.ok()) return Bad(absl::StrCat("--synthetic: ", config.status().message()));
   Input input;
-  input.weights = MakeSyntheticSource(*config, Formats().at(options.weights).second, options.seed,
-                                      options.threads);
+  input.weights =
+      MakeSyntheticSource(*config, options.weights.TypesOf(config->spark(), kernels::DType::kBF16),
+                          options.seed, options.threads);
   if (!options.tokenizer.empty()) {
     absl::StatusOr<std::string> tokenizer =
         firesteel::ReadFile(options.tokenizer, kMaxTokenizerBytes);
@@ -79,8 +67,7 @@ absl::StatusOr<Input> OpenFolder(const Options& options) {
                             " is no folder: a packed file is made from a checkpoint folder"));
   }
   Input input;
-  auto weights =
-      OpenFolderSource(options.model, Formats().at(options.weights).first, options.threads);
+  auto weights = OpenFolderSource(options.model, options.weights, options.threads);
   if (!weights.ok()) return weights.status();
   input.weights = *std::move(weights);
   absl::StatusOr<GenerationDefaults> defaults = LoadGenerationDefaults(options.model);
@@ -115,7 +102,7 @@ absl::Status Convert(const Options& options, std::ostream& out,
   if (!file.ok()) return file.status();
   out << absl::StrFormat("wrote %s: %s, %s parameters, %s weights, %.1f s\n", options.output,
                          FormatBytes((*file)->size()), FormatCount(config.NumParameters()),
-                         DTypeName((*file)->dtype()), absl::ToDoubleSeconds(absl::Now() - start));
+                         (*file)->FormatName(), absl::ToDoubleSeconds(absl::Now() - start));
   return absl::OkStatus();
 }
 
@@ -177,12 +164,20 @@ void Declare(CLI::App* app, Options* options) {
   app->add_option("--tokenizer", options->tokenizer,
                   "With --synthetic: a tokenizer.model to put in, so that a server can serve it")
       ->type_name("FILE");
-  std::vector<std::string> names;
-  for (const auto& [name, format] : Formats()) names.push_back(name);
-  app->add_option("--weights", options->weights,
-                  "Type of the matrices; auto keeps the checkpoint's")
-      ->check(CLI::IsMember(names))
-      ->capture_default_str();
+  app->add_option_function<std::string>(
+         "--weights",
+         [options](const std::string& text) {
+           const absl::StatusOr<WeightFormat> format = WeightFormat::Parse(text);
+           if (!format.ok()) {
+             throw CLI::ValidationError(
+                 absl::StrCat("--weights: '", text, "' ", format.status().message()));
+           }
+           options->weights = *format;
+         },
+         "Type of the matrices: auto (the checkpoint's), f32, bf16, int8 or int4, the last two "
+         "with exceptions such as int4,head=int8 (attention, predictor, ffn, head)")
+      ->type_name("FORMAT")
+      ->default_str("auto");
   app->add_option("--output", options->output, "File to write; it is replaced whole or not at all")
       ->type_name("FILE");
   app->add_option("--threads", options->threads, "Threads (default: as the server)")

@@ -43,7 +43,7 @@ std::string ToTable(const PackedFile& file) {
       "shape     %d layers, hidden %d, intermediate %d, %d heads of %d, %d key/value heads, "
       "vocabulary %d, context %d\n",
       file.path(), kPackedVersion, FormatBytes(file.size()), c.spark() ? "spark_gemma2" : "gemma2",
-      FormatCount(c.NumParameters()), DTypeName(file.dtype()), c.num_layers, c.hidden_size,
+      FormatCount(c.NumParameters()), file.FormatName(), c.num_layers, c.hidden_size,
       c.intermediate_size, c.num_heads, c.head_dim, c.num_kv_heads, c.vocab_size,
       c.max_position_embeddings);
   if (c.spark()) {
@@ -80,7 +80,7 @@ std::string ToJson(const PackedFile& file) {
       {"file", file.path()},
       {"format_version", kPackedVersion},
       {"bytes", file.size()},
-      {"weights", DTypeName(file.dtype())},
+      {"weights", file.FormatName()},
       {"parameters", file.config().NumParameters()},
       {"config", nlohmann::ordered_json::parse(ModelConfigToJson(file.config()))},
       {"generation_defaults",

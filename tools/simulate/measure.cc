@@ -18,7 +18,7 @@ constexpr size_t kMeasuringRuns = 5;
 constexpr absl::Duration kMeasuringTime = absl::Seconds(15);
 
 ComputeType ComputeFor(const ModelWeights& weights) {
-  return ResolveComputeType(std::nullopt, weights.dtype).value_or(ComputeType::kF32);
+  return ResolveComputeType(std::nullopt, weights.types).value_or(ComputeType::kF32);
 }
 
 class NoText final : public Tokenizer {
