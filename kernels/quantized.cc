@@ -508,8 +508,30 @@ void QuantizedMatMulImpl(const QuantizedRows& x, const TypedView& w, size_t row_
       [&](size_t t) { return y.Row(t) + row_begin; });
 }
 
+// One token times the 8-bit rows active[begin], …, four at a time, inlined like a stream. Returns
+// how many it took.
+size_t ListedI8(const Token& x, const TypedView& w, const uint32_t* active, size_t begin,
+                size_t end, float* HWY_RESTRICT out) {
+  const size_t k = RoundUp(w.cols, kAlignment);
+  const size_t num = (end - begin) / 4 * 4;
+  const size_t last = begin + num;
+  const auto tile = [&](size_t first) HWY_ATTR {
+    return TileRows::Of([&](size_t j) { return w.RowBytes(active[j]); }, first, 4);
+  };
+  for (size_t j = begin; j < last; j += 4) {
+    const size_t ahead = j + 4 * kTilesAhead;
+    const Four sums = SumI8<true>(x, tile(j), tile(ahead < last ? ahead : j), k);
+    HWY_ALIGN const float row_scales[4] = {w.row_scales[active[j]], w.row_scales[active[j + 1]],
+                                           w.row_scales[active[j + 2]],
+                                           w.row_scales[active[j + 3]]};
+    StoreScaled(x, sums, row_scales, out + j);
+  }
+  return num;
+}
+
 void QuantizedMaskedMatVecImpl(const QuantizedRows& x, const TypedView& w, const uint32_t* active,
                                size_t begin, size_t end, float* out) {
+  if (w.dtype == DType::kI8) begin += ListedI8(Token(x, 0), w, active, begin, end, out);
   MultiplyRows(
       x.From(0, 1), w, Neighbours{end - begin}, [&](size_t j) { return size_t{active[begin + j]}; },
       [&](size_t) { return out + begin; });

@@ -83,6 +83,41 @@ BENCHMARK(MatMul)
     ->Args({1, 256, 2304, 1})
     ->Args({8, 256, 2304, 1});
 
+// Args: rows, depth, listed: 8-bit rows here and there, all from L2 where there are few.
+void Masked(benchmark::State& state) {
+  const auto rows = static_cast<size_t>(state.range(0)),
+             depth = static_cast<size_t>(state.range(1)),
+             listed = static_cast<size_t>(state.range(2));
+  const auto memory = SomeBytes(rows * depth);
+  const AlignedVector<float> row_scales(rows, 0.01f);
+  AlignedVector<int8_t> planes(2 * depth);
+  AlignedVector<int32_t> numbers(depth / 4 + 2);
+  float scale = 0;
+  const QuantizedRows x{planes.data(),
+                        numbers.data(),
+                        &scale,
+                        numbers.data() + depth / 4,
+                        numbers.data() + depth / 4 + 1,
+                        1,
+                        depth,
+                        depth};
+  QuantizeActivations(NormalFloats(depth).data(), x, 0);
+  const TypedView w{memory.data(), DType::kI8, rows, depth, depth, row_scales.data(), nullptr};
+  std::vector<uint32_t> list(listed);
+  for (size_t i = 0; i < listed; ++i) list[i] = static_cast<uint32_t>(i * rows / listed);
+  AlignedVector<float> y(listed + 16);
+  for (auto _ : state) {
+    QuantizedMaskedMatVec(x, w, list.data(), 0, listed, y.data());
+    benchmark::ClobberMemory();
+  }
+  SetBytes(state, static_cast<double>(listed * depth));
+}
+
+BENCHMARK(Masked)
+    ->ArgNames({"rows", "depth", "listed"})
+    ->Args({864, 1280, 69})
+    ->Args({864, 2304, 69});
+
 void Activations(benchmark::State& state) {
   const auto depth = static_cast<size_t>(state.range(0));
   AlignedVector<int8_t> planes(2 * depth);

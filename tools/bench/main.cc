@@ -144,7 +144,6 @@ absl::StatusOr<Report> Run(const Options& options) {
   report.threads = Largest(options.threads);
   {
     WorkerPool pool(report.threads);
-    report.memory = MeasureMemory(pool);
     report.compute_speed = MeasureCompute(pool);
   }
   const size_t max_tokens =
@@ -169,9 +168,7 @@ absl::StatusOr<Report> Run(const Options& options) {
   for (size_t repeat = 0; repeat <= options.repeat; ++repeat) {
     if (repeat > 0) {
       WorkerPool pool(report.threads);
-      const MemorySpeed now = MeasureMemory(pool);
-      report.memory.sequential = std::max(report.memory.sequential, now.sequential);
-      report.memory.gather = std::max(report.memory.gather, now.gather);
+      report.memory.push_back(MeasureMemory(pool));
     }
     auto series = report.series.begin();
     for (const Setting& setting : settings) {

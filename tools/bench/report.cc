@@ -40,16 +40,31 @@ double ScatteredPerToken(const Series& series) {
   return MedianOf(series, [](const Sample& run) { return run.scattered_per_token; });
 }
 
+// The median of what `value` makes of each run and the memory's speed beside it.
+double MedianBesideMemory(
+    const Report& report, const Series& series,
+    const std::function<double(const Sample& run, const MemorySpeed& memory)>& value) {
+  std::vector<double> values;
+  for (size_t i = 0; i < series.runs.size(); ++i) {
+    values.push_back(value(series.runs[i], report.memory[i]));
+  }
+  return Median(std::move(values));
+}
+
 double BandwidthFraction(const Report& report, const Series& series) {
-  return Median(Speeds(series)) * BytesPerToken(series) / (report.memory.sequential * 1e9);
+  return MedianBesideMemory(report, series, [](const Sample& run, const MemorySpeed& memory) {
+    return run.tokens_per_second * run.bytes_per_token / (memory.sequential * 1e9);
+  });
 }
 
 // The time that reading a token's bytes takes at the speed of memory, over the time it took.
 double FloorFraction(const Report& report, const Series& series) {
-  const double scattered = ScatteredPerToken(series);
-  const double floor = (BytesPerToken(series) - scattered) / (report.memory.sequential * 1e9) +
-                       scattered / (report.memory.gather * 1e9);
-  return floor * Median(Speeds(series));
+  return MedianBesideMemory(report, series, [](const Sample& run, const MemorySpeed& memory) {
+    const double sequential = run.bytes_per_token - run.scattered_per_token;
+    const double floor =
+        sequential / (memory.sequential * 1e9) + run.scattered_per_token / (memory.gather * 1e9);
+    return floor * run.tokens_per_second;
+  });
 }
 
 constexpr const char* kPhaseNames[kNumPhases] = {"projections", "attention",  "predictor",
@@ -90,13 +105,23 @@ double Median(std::vector<double> values) {
   return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
+MemorySpeed MedianMemory(const Report& report) {
+  std::vector<double> sequential, gather;
+  for (const MemorySpeed& memory : report.memory) {
+    sequential.push_back(memory.sequential);
+    gather.push_back(memory.gather);
+  }
+  return {Median(std::move(sequential)), Median(std::move(gather))};
+}
+
 std::string ToJson(const Report& report) {
+  const MemorySpeed memory = MedianMemory(report);
   nlohmann::json json;
   json["machine"] = {{"cpu", report.cpu},
                      {"simd_target", report.simd_target},
                      {"threads", report.threads},
-                     {"read_bandwidth_gbps", report.memory.sequential},
-                     {"gather_bandwidth_gbps", report.memory.gather},
+                     {"read_bandwidth_gbps", memory.sequential},
+                     {"gather_bandwidth_gbps", memory.gather},
                      {"f32_gflops", report.compute_speed.f32},
                      {"bf16_matrix_gflops", report.compute_speed.bf16}};
   json["compute"] = report.compute;
@@ -140,6 +165,7 @@ std::string ToJson(const Report& report) {
 }
 
 std::string ToTable(const Report& report) {
+  const MemorySpeed memory = MedianMemory(report);
   std::string out = absl::StrFormat(
       "%s, SIMD target %s, compute %s, KV cache %s, reads %.1f GB/s in sequence and %.1f GB/s row "
       "by "
@@ -147,8 +173,8 @@ std::string ToTable(const Report& report) {
       "| threads | phase | prompt | batch | context | model | weights | tokens/s (min to max) | "
       "MB/token | of the bandwidth | of the floor "
       "|\n|---|---|---|---|---|---|---|---|---|---|---|\n",
-      report.cpu, report.simd_target, report.compute, report.kv, report.memory.sequential,
-      report.memory.gather, report.threads);
+      report.cpu, report.simd_target, report.compute, report.kv, memory.sequential, memory.gather,
+      report.threads);
   for (const Series& series : report.series) {
     const Setting& s = series.setting;
     const std::vector<double> speeds = Speeds(series);

@@ -36,7 +36,9 @@ struct Report {
   std::string compute;
   std::string kv;      // "bf16", "f32"
   size_t threads = 1;  // the most of any setting
-  MemorySpeed memory;  // with that many threads
+  // With that many threads, measured beside each run: other users of the machine take their share
+  // of both. As many as a series has runs.
+  std::vector<MemorySpeed> memory;
   ComputeSpeed compute_speed;
   std::vector<Series> series;
 };
@@ -47,6 +49,9 @@ std::string ToJson(const Report& report);
 
 /// The same for a person.
 std::string ToTable(const Report& report);
+
+/// The medians of report.memory.
+MemorySpeed MedianMemory(const Report& report);
 
 /// The middle one, or the mean of the two in the middle. At least one value.
 double Median(std::vector<double> values);

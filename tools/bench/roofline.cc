@@ -100,6 +100,7 @@ void DrawRoof(std::string* svg, const Axis& x, const Axis& y, double gbps, doubl
 
 std::string ToRoofline(const Report& report) {
   const std::vector<Dot> dots = Dots(report);
+  const MemorySpeed memory = MedianMemory(report);
   double highest = std::max(report.compute_speed.f32, report.compute_speed.bf16);
   double lowest = highest;
   double densest = 100;
@@ -122,11 +123,11 @@ std::string ToRoofline(const Report& report) {
       kWidth, kHeight, kWidth, kHeight);
   Text(&svg, kLeft, 22,
        absl::StrFormat("%s, %d thread(s), %.1f GB/s", report.cpu, report.threads,
-                       report.memory.sequential));
+                       memory.sequential));
   DrawGrid(&svg, x, y);
-  DrawRoof(&svg, x, y, report.memory.sequential, report.compute_speed.f32, "f32 vectors");
+  DrawRoof(&svg, x, y, memory.sequential, report.compute_speed.f32, "f32 vectors");
   if (report.compute_speed.bf16 > 0) {
-    DrawRoof(&svg, x, y, report.memory.sequential, report.compute_speed.bf16,
+    DrawRoof(&svg, x, y, memory.sequential, report.compute_speed.bf16,
              "bf16 matrix units, as oneDNN uses them");
   }
   for (size_t i = 0; i < dots.size(); ++i) {

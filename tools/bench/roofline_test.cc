@@ -13,7 +13,7 @@ Report SomeReport() {
   Report report;
   report.cpu = "A <CPU> & more";
   report.threads = 2;
-  report.memory = {30, 20};
+  report.memory = {{30, 20}};
   report.compute_speed = {400, 0};
   // 1 FLOP for each byte, 20 GFLOP/s: two thirds of what 30 GB/s allow.
   const Sample decode{.tokens_per_second = 10, .flops_per_token = 2e9, .bytes_per_token = 2e9};

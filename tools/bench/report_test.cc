@@ -1,0 +1,30 @@
+#include "tools/bench/report.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+namespace firesteel::bench {
+namespace {
+
+// A run that had half of the machine's memory to itself is no worse for it.
+TEST(Report, SpeedsAreComparedWithTheMemoryBesideThem) {
+  Report report;
+  report.threads = 2;
+  report.memory = {{30, 20}, {15, 10}};
+  // 2 GB a token, a quarter of it row by row: 62.5 ms at 30 and 20 GB/s.
+  Sample run{.bytes_per_token = 2e9, .scattered_per_token = 0.5e9};
+  Series series{{.threads = 2, .batch = 1, .context = 32}, true, "int8", {}};
+  for (const double speed : {10, 5}) {
+    run.tokens_per_second = speed;
+    series.runs.push_back(run);
+  }
+  report.series.push_back(series);
+  const auto json = nlohmann::json::parse(ToJson(report));
+  EXPECT_NEAR(json["results"][0]["bandwidth_fraction"].get<double>(), 2.0 / 3, 1e-9);
+  EXPECT_NEAR(json["results"][0]["floor_fraction"].get<double>(), 0.75, 1e-9);
+  EXPECT_NEAR(json["machine"]["read_bandwidth_gbps"].get<double>(), 22.5, 1e-9);
+}
+
+}  // namespace
+}  // namespace firesteel::bench
