@@ -163,25 +163,37 @@ void SumIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, const Ty
   }
 }
 
-// The columns of one vector of bytes, for all listed rows.
-template <bool kAdd>
+// The columns of one vector of bytes, or of two neighbouring ones, for all listed rows: two share
+// the work of finding a row.
+template <bool kAdd, bool kTwo>
 HWY_INLINE void SumBlock(const QuantizedRows& c, const uint32_t* HWY_RESTRICT active,
                          const uint8_t* HWY_RESTRICT column, size_t row_bytes, const Finish& finish,
                          float* HWY_RESTRICT y) {
   const SumTag ds;
   const ByteTag du8;
   const Finish::DF df;
-  const size_t lanes = hn::Lanes(ds);
+  const size_t lanes = hn::Lanes(ds), bytes = hn::Lanes(du8);
   const auto flip = hn::Set(du8, 0x80);
   SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
+  SumVec g0 = h0, g1 = h0, g2 = h0, g3 = h0, m0 = h0, m1 = h0, m2 = h0, m3 = h0;
+  const auto add = [&](size_t j, size_t r1, size_t r2, size_t r3) HWY_ATTR {
+    const uint8_t* const p0 = column + active[j] * row_bytes;
+    const uint8_t* const p1 = column + active[r1] * row_bytes;
+    const uint8_t* const p2 = column + active[r2] * row_bytes;
+    const uint8_t* const p3 = column + active[r3] * row_bytes;
+    const auto load = [&](const uint8_t* p) HWY_ATTR { return hn::Xor(hn::LoadU(du8, p), flip); };
+    const FourCoefficients four = CoefficientsAt(c, j);
+    AddFour(load(p0), load(p1), load(p2), load(p3), four, h0, h1, h2, h3, l0, l1, l2, l3);
+    if constexpr (kTwo) {
+      AddFour(load(p0 + bytes), load(p1 + bytes), load(p2 + bytes), load(p3 + bytes), four, g0, g1,
+              g2, g3, m0, m1, m2, m3);
+    }
+  };
+  size_t j = 0;
+  for (; j + 4 <= c.cols; j += 4) add(j, j + 1, j + 2, j + 3);
+  // The coefficients beyond the last are zero.
   const size_t last = c.cols - 1;
-  for (size_t j = 0; j < c.cols; j += 4) {
-    const auto row = [&](size_t r) HWY_ATTR {
-      const size_t index = active[HWY_MIN(j + r, last)];
-      return hn::Xor(hn::LoadU(du8, column + index * row_bytes), flip);
-    };
-    AddFour(row(0), row(1), row(2), row(3), CoefficientsAt(c, j), h0, h1, h2, h3, l0, l1, l2, l3);
-  }
+  if (j < c.cols) add(j, HWY_MIN(j + 1, last), HWY_MIN(j + 2, last), last);
   const auto put = [&](SumVec high, SumVec low, float* out) HWY_ATTR {
     const auto sum = finish(high, low);
     hn::StoreU(kAdd ? hn::Add(hn::LoadU(df, out), sum) : sum, df, out);
@@ -190,19 +202,35 @@ HWY_INLINE void SumBlock(const QuantizedRows& c, const uint32_t* HWY_RESTRICT ac
   put(h1, l1, y + lanes);
   put(h2, l2, y + 2 * lanes);
   put(h3, l3, y + 3 * lanes);
+  if constexpr (kTwo) {
+    put(g0, m0, y + 4 * lanes);
+    put(g1, m1, y + 5 * lanes);
+    put(g2, m2, y + 6 * lanes);
+    put(g3, m3, y + 7 * lanes);
+  }
+}
+
+template <bool kAdd>
+void SumBlocks(const QuantizedRows& c, const uint32_t* active, const TypedView& w, size_t col_begin,
+               size_t col_end, float* y) {
+  constexpr bool kPairs = HWY_MAX_LANES_D(SumTag) >= 16;  // else there are registers for one
+  const Finish finish(c);
+  const size_t bytes = hn::Lanes(ByteTag());
+  size_t i = col_begin;
+  for (; kPairs && i + 2 * bytes <= col_end; i += 2 * bytes) {
+    SumBlock<kAdd, kPairs>(c, active, w.RowBytes(0) + i, w.stride, finish, y + i);
+  }
+  for (; i < col_end; i += bytes) {
+    SumBlock<kAdd, false>(c, active, w.RowBytes(0) + i, w.stride, finish, y + i);
+  }
 }
 
 void SumIntegerColumnsImpl(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
                            size_t col_begin, size_t col_end, bool add, float* y) {
-  const Finish finish(c);
-  const size_t bytes = hn::Lanes(ByteTag());
-  for (size_t i = col_begin; i < col_end; i += bytes) {
-    const uint8_t* const column = w.RowBytes(0) + i;
-    if (add) {
-      SumBlock<true>(c, active, column, w.stride, finish, y + i);
-    } else {
-      SumBlock<false>(c, active, column, w.stride, finish, y + i);
-    }
+  if (add) {
+    SumBlocks<true>(c, active, w, col_begin, col_end, y);
+  } else {
+    SumBlocks<false>(c, active, w, col_begin, col_end, y);
   }
 }
 

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/simd_target.h"
+#include "runtime/threading/cpu_topology.h"
 #include "runtime/threading/mutex.h"
 #include "server/logging.h"
 #include "server/model_loader.h"
@@ -193,6 +194,11 @@ int Serve(const ServerOptions& options, LoadedModels loaded, Signals* signals) {
   if (!server.ok()) return Fail(server.status());
 
   WarnOfOpenDoors(options);
+  if (const size_t nodes = NumaNodeCount(); nodes > 1 && options.threads > 1) {
+    Log(LogLevel::kWarn, "threads may span NUMA nodes",
+        {{"nodes", nodes},
+         {"advice", "start one replica a node (numactl --cpunodebind=N --membind=N)"}});
+  }
   signals->Serving([&server] { (*server)->Reload(); });
   std::cout << "listening on " << (*server)->address() << ", metrics on "
             << (*server)->metrics_address() << std::endl;

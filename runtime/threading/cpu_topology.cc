@@ -114,6 +114,21 @@ size_t CgroupCpus(const std::string& root) {
   return cpus;
 }
 
+// The numbers of a kernel list such as "0-3,8"; of what is no such list, none.
+std::vector<int> ParseList(const std::string& text) {
+  std::vector<int> numbers;
+  for (absl::string_view part : absl::StrSplit(text, ',', absl::SkipEmpty())) {
+    const std::vector<absl::string_view> ends = absl::StrSplit(part, '-');
+    int first = 0, last = 0;
+    if (ends.size() > 2 || !absl::SimpleAtoi(ends.front(), &first) ||
+        !absl::SimpleAtoi(ends.back(), &last) || first < 0 || last > CPU_SETSIZE) {
+      return {};
+    }
+    for (int n = first; n <= last; ++n) numbers.push_back(n);
+  }
+  return numbers;
+}
+
 }  // namespace
 
 size_t AffinityCpuCount() { return AffinityCpus().size(); }
@@ -122,6 +137,20 @@ size_t DefaultThreadCount() { return DefaultThreadCount(AffinityCpus(), ""); }
 
 size_t DefaultThreadCount(const std::vector<int>& cpus, const std::string& root) {
   return std::max<size_t>(1, std::min({cpus.size(), CgroupCpus(root), PhysicalCores(cpus, root)}));
+}
+
+size_t NumaNodeCount() { return NumaNodeCount(AffinityCpus(), ""); }
+
+size_t NumaNodeCount(const std::vector<int>& cpus, const std::string& root) {
+  const std::string nodes = root + "/sys/devices/system/node/";
+  size_t count = 0;
+  for (const int node : ParseList(ReadFile(nodes + "online"))) {
+    const std::vector<int> own = ParseList(ReadFile(absl::StrCat(nodes, "node", node, "/cpulist")));
+    count += std::any_of(own.begin(), own.end(), [&](int cpu) {
+      return std::find(cpus.begin(), cpus.end(), cpu) != cpus.end();
+    });
+  }
+  return std::max<size_t>(1, count);
 }
 
 size_t MemoryLimitBytes() { return MemoryLimitBytes(""); }

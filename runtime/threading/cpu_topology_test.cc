@@ -45,6 +45,23 @@ TEST_F(CpuTopologyTest, SmtSiblingsCountOnce) {
   EXPECT_EQ(Threads({0, 2}), 2u);
 }
 
+TEST_F(CpuTopologyTest, NodesOfTheCpus) {
+  const auto nodes = [&](const std::vector<int>& cpus) {
+    return NumaNodeCount(cpus, root_.string());
+  };
+  EXPECT_EQ(nodes({0, 1}), 1u) << "the kernel knows of none";
+  Write("sys/devices/system/node/online", "0-1,3\n");
+  Write("sys/devices/system/node/node0/cpulist", "0-3,8-11\n");
+  Write("sys/devices/system/node/node1/cpulist", "4-7,12-15\n");
+  Write("sys/devices/system/node/node3/cpulist", "\n");  // memory alone
+  EXPECT_EQ(nodes({0, 3, 9}), 1u);
+  EXPECT_EQ(nodes({12, 5}), 1u);
+  EXPECT_EQ(nodes({3, 4}), 2u);
+  EXPECT_EQ(nodes({99}), 1u);
+  Write("sys/devices/system/node/online", "0-x\n");
+  EXPECT_EQ(nodes({3, 4}), 1u);
+}
+
 TEST_F(CpuTopologyTest, QuotaOfAnyEnclosingGroup) {
   Write("proc/self/cgroup", "0::/kubepods/pod1/box\n");
   Write("sys/fs/cgroup/kubepods/pod1/box/cpu.max", "max 100000\n");
