@@ -112,7 +112,7 @@ void BM_ObserverShare(benchmark::State& state) {
   if (!weights.ok()) return state.SkipWithError("the bundled model cannot be read");
   const ModelConfig& config = (*weights)->config;
   auto tokenizer = Tokenizer::Load(path, config.vocab_size, config.bos_token_id);
-  const auto compute = ResolveComputeType(std::nullopt, (*weights)->dtype);
+  const auto compute = ResolveComputeType(std::nullopt, (*weights)->types);
   ServerMetrics metrics;
   const auto counted = metrics.AddModel("spark-stories", config);
   counted->StartCounting();
