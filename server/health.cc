@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "firesteel/v1/model_service.grpc.pb.h"
@@ -13,10 +14,10 @@ namespace firesteel::server {
 HealthMonitor::HealthMonitor(const ModelRegistry* models, absl::Duration stall)
     : models_(models), stall_(stall) {}
 
-void HealthMonitor::Start(grpc::HealthCheckServiceInterface* service) {
+void HealthMonitor::Start(std::vector<grpc::HealthCheckServiceInterface*> services) {
   {
     MutexLock lock(&mutex_);
-    service_ = service;
+    services_ = std::move(services);
   }
   Check();
   thread_.emplace(std::clamp(stall_ / 4, absl::Milliseconds(25), absl::Seconds(1)),
@@ -33,7 +34,7 @@ void HealthMonitor::Set(const std::string& name, bool serving) {
   const auto [entry, is_new] = statuses_.try_emplace(name, serving);
   if (!is_new && entry->second == serving) return;
   entry->second = serving;
-  service_->SetServingStatus(name, serving);
+  for (auto* service : services_) service->SetServingStatus(name, serving);
   if (is_new) return;
   Log(serving ? LogLevel::kInfo : LogLevel::kError, "health changed",
       {{"name", name}, {"status", serving ? "SERVING" : "NOT_SERVING"}});
@@ -41,7 +42,7 @@ void HealthMonitor::Set(const std::string& name, bool serving) {
 
 void HealthMonitor::Check() {
   MutexLock lock(&mutex_);
-  if (withdrawn_ || service_ == nullptr) return;
+  if (withdrawn_ || services_.empty()) return;
   bool all = true;
   std::set<std::string> present = {"", v1::GenerationService::service_full_name(),
                                    v1::ModelService::service_full_name(),
@@ -64,7 +65,12 @@ void HealthMonitor::Check() {
 void HealthMonitor::Withdraw() {
   MutexLock lock(&mutex_);
   withdrawn_ = true;
-  if (service_ != nullptr) service_->Shutdown();
+  for (auto* service : services_) service->Shutdown();
+}
+
+bool HealthMonitor::withdrawn() const {
+  MutexLock lock(&mutex_);
+  return withdrawn_;
 }
 
 }  // namespace firesteel::server

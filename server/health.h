@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
@@ -27,9 +28,9 @@ class HealthMonitor {
   HealthMonitor(const HealthMonitor&) = delete;
   HealthMonitor& operator=(const HealthMonitor&) = delete;
 
-  /// Sets every status of `service`, which outlives it, then looks again by a thread of its own,
+  /// Sets every status of `services`, which outlive it, then looks again by a thread of its own,
   /// several times in each `stall`. Called once.
-  void Start(grpc::HealthCheckServiceInterface* service) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Start(std::vector<grpc::HealthCheckServiceInterface*> services) ABSL_LOCKS_EXCLUDED(mutex_);
 
   /// As last seen; false for a name that there is not, and for all before Start.
   bool IsServing(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -39,6 +40,7 @@ class HealthMonitor {
 
   /// Everything is NOT_SERVING from now on, for good.
   void Withdraw() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool withdrawn() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   void Set(const std::string& name, bool serving) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -47,7 +49,7 @@ class HealthMonitor {
   const absl::Duration stall_;
 
   mutable Mutex mutex_;
-  grpc::HealthCheckServiceInterface* service_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  std::vector<grpc::HealthCheckServiceInterface*> services_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, bool> statuses_ ABSL_GUARDED_BY(mutex_);  // as last set
   bool withdrawn_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<PeriodicThread> thread_;  // from Start; last: it uses the others

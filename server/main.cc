@@ -115,6 +115,7 @@ ServerConfig MakeConfig(const ServerOptions& options) {
   config.address = options.address;
   config.metrics_address = options.metrics_address;
   config.admin_address = options.admin_address;
+  config.health_address = options.health_address;
   config.max_message_bytes = options.max_message_bytes;
   config.drain = options.drain;
   config.stall = options.stall;
@@ -206,6 +207,7 @@ int Serve(const ServerOptions& options, LoadedModels loaded, Signals* signals) {
       {{"version", Version()},
        {"address", (*server)->address()},
        {"admin_address", (*server)->admin_address()},
+       {"health_address", (*server)->health_address()},
        {"metrics_address", (*server)->metrics_address()},
        {"tls", config.tls.enabled()},
        {"client_certificates", !config.tls.client_ca.empty()},

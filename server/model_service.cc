@@ -38,4 +38,13 @@ grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContex
   });
 }
 
+grpc::ServerUnaryReactor* ModelService::GetLoad(grpc::CallbackServerContext* context,
+                                                const v1::GetLoadRequest*,
+                                                v1::GetLoadResponse* response) {
+  return AnswerUnary(context, access_, Audience::kClients, [&] {
+    *response = load_->Load();
+    return absl::OkStatus();
+  });
+}
+
 }  // namespace firesteel::server

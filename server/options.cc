@@ -390,6 +390,11 @@ const std::vector<Option>& Table() {
           "Where AdminService (load, unload, reload models) is served; nowhere without it",
           +[](O& o) -> std::string& { return o.admin_address; }),
       Address(
+          "health-address",
+          "Where the health service is served in clear text, too, for probes that know no "
+          "certificates; nowhere without it",
+          +[](O& o) -> std::string& { return o.health_address; }),
+      Address(
           "metrics-address", "Where Prometheus metrics are served, at /metrics",
           +[](O& o) -> std::string& { return o.metrics_address; }),
       PerModel(Weights()),

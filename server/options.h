@@ -38,7 +38,8 @@ enum class LogFormat : uint8_t { kText, kJson };
 struct ServerOptions {
   std::vector<ModelSpec> models;  // the first is the default one
   std::string address = "127.0.0.1:50051";
-  std::string admin_address;  // empty: AdminService is not served
+  std::string admin_address;   // empty: AdminService is not served
+  std::string health_address;  // empty: health is served at `address` only
   std::string metrics_address = "127.0.0.1:9464";
   WeightFormat weights;
   WeightMemory weights_memory = WeightMemory::kCopy;

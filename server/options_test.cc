@@ -333,14 +333,16 @@ TEST(OptionsTest, AModelIsNeeded) { EXPECT_THAT(ParseError({}), HasSubstr("--mod
 TEST(OptionsTest, OptionsOfOperationReachTheirFields) {
   const ServerOptions defaults = ParseOk({});
   EXPECT_EQ(defaults.admin_address, "");
+  EXPECT_EQ(defaults.health_address, "");
   EXPECT_EQ(defaults.withdraw, absl::ZeroDuration());
   EXPECT_EQ(defaults.max_connection_age, absl::ZeroDuration());
   const ServerOptions options =
-      ParseOk({"--admin-address=127.0.0.1:0", "--tls-cert=c", "--tls-key=k", "--tls-client-ca=a",
-               "--auth-token-file=t", "--credentials-reload-seconds=2", "--withdraw-seconds=5",
-               "--reader-stall-seconds=7", "--reader-buffer-bytes=1MiB",
-               "--max-connection-age-seconds=3600"});
+      ParseOk({"--admin-address=127.0.0.1:0", "--health-address=127.0.0.1:1", "--tls-cert=c",
+               "--tls-key=k", "--tls-client-ca=a", "--auth-token-file=t",
+               "--credentials-reload-seconds=2", "--withdraw-seconds=5", "--reader-stall-seconds=7",
+               "--reader-buffer-bytes=1MiB", "--max-connection-age-seconds=3600"});
   EXPECT_EQ(options.admin_address, "127.0.0.1:0");
+  EXPECT_EQ(options.health_address, "127.0.0.1:1");
   EXPECT_EQ(options.tls_cert, "c");
   EXPECT_EQ(options.tls_key, "k");
   EXPECT_EQ(options.tls_client_ca, "a");

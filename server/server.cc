@@ -118,6 +118,26 @@ void Configure(const ServerConfig& config, bool channelz, grpc::ServerBuilder* b
   builder->SetOption(std::make_unique<PluginOption>(config.reflection, channelz));
 }
 
+// Starts what `builder` has at the address that `option` names, and says in `real` where that is.
+absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(
+    const char* option, const std::string& address,
+    const std::shared_ptr<grpc::ServerCredentials>& credentials, grpc::ServerBuilder* builder,
+    std::string* real) {
+  int port = 0;
+  builder->AddListeningPort(address, credentials, &port);
+  std::unique_ptr<grpc::Server> server;
+  {
+    const GrpcLogCapture capture;
+    server = builder->BuildAndStart();
+  }
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat(option, ": cannot listen on ", address, " (in use, or not ours)"));
+  }
+  *real = WithPort(address, port);
+  return server;
+}
+
 }  // namespace
 
 Server::Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metrics,
@@ -128,8 +148,9 @@ Server::Server(const ServerConfig& config, std::unique_ptr<ServerMetrics> metric
       models_(std::move(models)),
       access_(std::move(access)),
       health_(std::make_unique<HealthMonitor>(models_.get(), config.stall)),
+      load_(models_.get(), health_.get(), config.threads),
       generation_service_(Services(config)),
-      model_service_(models_.get(), access_.get(), MakeServerInfo(config)),
+      model_service_(models_.get(), access_.get(), &load_, MakeServerInfo(config)),
       kserve_service_(Services(config), health_.get()) {
   for (const auto* service : OwnServices()) AddMethods(*service, &grpc_metrics_);
   // Naming it also links its descriptor, which reflection hands out.
@@ -150,6 +171,7 @@ Server::Interceptors Server::MakeInterceptors() {
   Interceptors interceptors;
   interceptors.push_back(MakeParseErrorInterceptor(OwnServices()));
   interceptors.push_back(grpc_metrics_.MakeInterceptorFactory());
+  interceptors.push_back(load_.MakeInterceptorFactory());
   return interceptors;
 }
 
@@ -165,29 +187,27 @@ absl::Status Server::Listen(const ServerConfig& config) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   Configure(config, /*channelz=*/false, &builder);
-  int port = 0;
-  builder.AddListeningPort(config.address, *credentials, &port);
   builder.RegisterService(&generation_service_);
   builder.RegisterService(&model_service_);
   builder.RegisterService(&kserve_service_);
   builder.RegisterCallbackGenericService(&unknown_method_service_);
   builder.experimental().SetInterceptorCreators(MakeInterceptors());
-  {
-    const GrpcLogCapture capture;
-    grpc_ = builder.BuildAndStart();
-  }
-  if (grpc_ == nullptr || port == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("--address: cannot listen on ", config.address, " (in use, or not ours)"));
-  }
-  address_ = WithPort(config.address, port);
+  auto server = StartAt("--address", config.address, *credentials, &builder, &address_);
+  if (!server.ok()) return server.status();
+  grpc_ = *std::move(server);
   manager_ = std::make_unique<ModelManager>(
       models_.get(), config.load_model, [this] { health_->Check(); }, config.drain);
   if (!config.admin_address.empty()) {
     const absl::Status status = ListenForAdmins(config, *credentials);
     if (!status.ok()) return status;
   }
-  health_->Start(grpc_->GetHealthCheckService());
+  std::vector<grpc::HealthCheckServiceInterface*> health = {grpc_->GetHealthCheckService()};
+  if (!config.health_address.empty()) {
+    const absl::Status status = ListenForProbes(config);
+    if (!status.ok()) return status;
+    health.push_back(probe_grpc_->GetHealthCheckService());
+  }
+  health_->Start(std::move(health));
   stall_watch_ = std::make_unique<PeriodicThread>(
       std::clamp(config.reader_stall.write / 4, absl::Milliseconds(25), absl::Seconds(1)),
       [this] { live_calls_.EndStalled(absl::Now()); });
@@ -201,19 +221,27 @@ absl::Status Server::ListenForAdmins(const ServerConfig& config,
   if (config.channelz) grpc::channelz::experimental::InitChannelzService();
   grpc::ServerBuilder builder;
   Configure(config, config.channelz, &builder);
-  int port = 0;
-  builder.AddListeningPort(config.admin_address, credentials, &port);
   builder.RegisterService(admin_service_.get());
   builder.experimental().SetInterceptorCreators(MakeInterceptors());
-  {
-    const GrpcLogCapture capture;
-    admin_grpc_ = builder.BuildAndStart();
-  }
-  if (admin_grpc_ == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("--admin-address: cannot listen on ",
-                                               config.admin_address, " (in use, or not ours)"));
-  }
-  admin_address_ = WithPort(config.admin_address, port);
+  auto server =
+      StartAt("--admin-address", config.admin_address, credentials, &builder, &admin_address_);
+  if (!server.ok()) return server.status();
+  admin_grpc_ = *std::move(server);
+  return absl::OkStatus();
+}
+
+absl::Status Server::ListenForProbes(const ServerConfig& config) {
+  grpc::EnableDefaultHealthCheckService(true);
+  ServerConfig probes = config;
+  probes.reflection = false;
+  grpc::ServerBuilder builder;
+  Configure(probes, /*channelz=*/false, &builder);
+  builder.RegisterCallbackGenericService(&unknown_probe_service_);
+  builder.experimental().SetInterceptorCreators(MakeInterceptors());
+  auto server = StartAt("--health-address", config.health_address,
+                        grpc::InsecureServerCredentials(), &builder, &health_address_);
+  if (!server.ok()) return server.status();
+  probe_grpc_ = *std::move(server);
   return absl::OkStatus();
 }
 
@@ -258,6 +286,7 @@ bool Server::Stop(absl::Duration grace, absl::Duration drain) {
   live_calls_.WaitForNone(std::max(deadline, absl::Now() + kLastBytesGrace));
   // What is left now are Watch and reflection streams, which never end by themselves.
   grpc_->Shutdown(std::chrono::system_clock::now());
+  if (probe_grpc_ != nullptr) probe_grpc_->Shutdown(std::chrono::system_clock::now());
   stall_watch_.reset();
   health_.reset();
   return clean;

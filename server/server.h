@@ -23,6 +23,7 @@
 #include "server/health.h"
 #include "server/kserve_service.h"
 #include "server/live_calls.h"
+#include "server/load_report.h"
 #include "server/metrics.h"
 #include "server/metrics_endpoint.h"
 #include "server/model_manager.h"
@@ -49,6 +50,7 @@ struct ServerConfig {
   std::string address = "127.0.0.1:0";          // HOST:PORT; port 0 picks a free one
   std::string metrics_address = "127.0.0.1:0";  // the same
   std::string admin_address;                    // the same; empty: no AdminService
+  std::string health_address;  // the same; empty: health is served at `address` only
   LoadFunction load_model;  // of AdminService and ReloadAll; outlives the server with what it uses
   absl::Duration drain = absl::Seconds(30);  // of models that are replaced
   uint64_t max_message_bytes = 4u << 20;
@@ -92,6 +94,8 @@ class Server {
   const std::string& metrics_address() const { return metrics_address_; }
   /// Empty where there is no AdminService.
   const std::string& admin_address() const { return admin_address_; }
+  /// Where health is served in clear text besides; empty where it is not.
+  const std::string& health_address() const { return health_address_; }
 
   /// Health turns NOT_SERVING, and for `grace` nothing else happens, so that load balancers stop
   /// sending. Then new generations are refused with UNAVAILABLE, running ones go on until they
@@ -114,6 +118,7 @@ class Server {
   absl::Status Listen(const ServerConfig& config);
   absl::Status ListenForAdmins(const ServerConfig& config,
                                const std::shared_ptr<grpc::ServerCredentials>& credentials);
+  absl::Status ListenForProbes(const ServerConfig& config);
 
   const std::function<void(absl::Duration)> wait_;
 
@@ -125,19 +130,23 @@ class Server {
   LiveCalls live_calls_;
   DeliveryThread delivery_;
   std::unique_ptr<HealthMonitor> health_;
+  LoadMonitor load_;
   GenerationService generation_service_;
   ModelService model_service_;
   KserveService kserve_service_;
   std::unique_ptr<ModelManager> manager_;
   std::unique_ptr<AdminService> admin_service_;
   UnknownMethodService unknown_method_service_;
+  UnknownMethodService unknown_probe_service_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::unique_ptr<grpc::Server> grpc_;
   std::unique_ptr<grpc::Server> admin_grpc_;  // null where there is no AdminService
+  std::unique_ptr<grpc::Server> probe_grpc_;  // null where there is no health_address
   std::unique_ptr<PeriodicThread> stall_watch_;
   std::string address_;
   std::string metrics_address_;
   std::string admin_address_;
+  std::string health_address_;
   bool stopped_ = false;
 };
 

@@ -81,6 +81,32 @@ TEST_F(TlsTest, ClientsThatTrustTheAuthorityGetIn) {
       << "plain text";
 }
 
+// Docker's health check and Kubernetes' probes have no certificates.
+TEST_F(TlsTest, ProbesNeedNoneAndSeeTheSame) {
+  files_.client_ca = dir_ + "/ca.pem";
+  ServerConfig config;
+  config.tls = files_;
+  config.health_address = "127.0.0.1:0";
+  Restart(std::move(config));
+  const auto channel =
+      grpc::CreateChannel(server_->health_address(), grpc::InsecureChannelCredentials());
+  health_ = grpc::health::v1::Health::NewStub(channel);
+  EXPECT_EQ(StatusOfName(""), HealthResponse::SERVING);
+  EXPECT_EQ(StatusOfName("beta"), HealthResponse::SERVING);
+  beta_->SetMakingProgress(false);
+  server_->health().Check();
+  EXPECT_EQ(StatusOfName(""), HealthResponse::NOT_SERVING);
+  EXPECT_EQ(StatusOfName("alpha"), HealthResponse::SERVING);
+
+  grpc::ClientContext context;
+  v1::GenerateResponse response;
+  EXPECT_EQ(v1::GenerationService::NewStub(channel)
+                ->Generate(&context, Request(), &response)
+                .error_code(),
+            grpc::StatusCode::UNIMPLEMENTED)
+      << "nothing else is served in clear text";
+}
+
 TEST_F(TlsTest, ClientCertificatesAreDemandedAndName) {
   files_.client_ca = dir_ + "/ca.pem";
   RestartWithTls();

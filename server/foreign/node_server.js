@@ -89,6 +89,13 @@ errorRoot.resolvePath = (_, target) =>
     target.startsWith('google/protobuf/') ? target : `${ROOT}/proto/${target}`;
 errorRoot.loadSync(['google/rpc/status.proto', 'google/rpc/error_details.proto'], {keepCase: true});
 
+/** What the server says of its load at the end of a call (ORCA's report); null where it says nothing. */
+const loadRoot = protobuf.loadSync(`${ROOT}/proto/xds/data/orca/v3/orca_load_report.proto`);
+function loadReportOf(metadata) {
+  const [bytes] = metadata.get('endpoint-load-metrics-bin');
+  return bytes ? loadRoot.lookupType('xds.data.orca.v3.OrcaLoadReport').decode(bytes) : null;
+}
+
 /** The details of an error, by the short names of their types. */
 function detailsOf(error) {
   const details = {};
@@ -101,5 +108,5 @@ function detailsOf(error) {
   return details;
 }
 
-module.exports = {ROOT, OPTIONS, Server, loadProtos, call, collect, detailsOf, assert, grpc,
+module.exports = {ROOT, OPTIONS, Server, loadProtos, call, collect, detailsOf, loadReportOf, assert, grpc,
                   protoLoader, fs};

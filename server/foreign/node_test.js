@@ -7,8 +7,8 @@ const {test, after, before, describe} = require('node:test');
 const os = require('node:os');
 const path = require('node:path');
 const {execFileSync} = require('node:child_process');
-const {ROOT, OPTIONS, Server, loadProtos, call, collect, detailsOf, assert, grpc, protoLoader, fs} =
-    require('./node_server.js');
+const {ROOT, OPTIONS, Server, loadProtos, call, collect, detailsOf, loadReportOf, assert, grpc,
+       protoLoader, fs} = require('./node_server.js');
 
 const protos = loadProtos();
 const v1 = protos.firesteel.v1;
@@ -79,6 +79,26 @@ describe('one server', () => {
     assert.equal(one.model.limits.max_sequences, 16);
     const {response: info} = await call(models, 'GetServerInfo', {});
     assert.deepEqual(info.models, ['spark-stories']);
+  });
+
+  test('the end of a generation tells balancers of the load', async () => {
+    let report;
+    do {  // rates are looked at once a second
+      const {trailers} = await call(generation, 'Generate', story);
+      report = loadReportOf(trailers);
+      assert.ok(report.applicationUtilization >= 0 && report.applicationUtilization <= 1);
+      assert.ok(report.namedMetrics['firesteel.requests_running'] >= 0);
+      assert.ok(report.utilization['firesteel.kv_cache'] >= 0);
+    } while (!(report.rpsFractional > 0 && report.cpuUtilization > 0));
+    assert.equal(report.eps, 0);
+    const {status} = await collect(generation.GenerateStream(story));
+    assert.ok(loadReportOf(status.metadata).rpsFractional > 0);
+    const {trailers} = await call(generation, 'Tokenize', {text: 'x'});
+    assert.equal(loadReportOf(trailers), null, 'only calls that generate are reported');
+    const {response: load} = await call(models, 'GetLoad', {});
+    assert.equal(load.models[0].model, 'spark-stories');
+    assert.ok(load.models[0].max_batch_size > 0 && load.models[0].kv_cache_capacity_tokens > 0);
+    assert.equal(load.draining, false);
   });
 
   test('a cancelled stream ends, and its work with it', async () => {
@@ -206,6 +226,26 @@ describe('one server', () => {
     assert.equal(messages.at(-1).usage.generated_tokens, 700);
     assert.equal(await server.exited, 0);
   });
+});
+
+test('strangers learn nothing of the load', async () => {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'firesteel-'));
+  const file = path.join(folder, 'tokens.yaml');
+  fs.writeFileSync(file, `- name: nobody\n  sha256: ${'0'.repeat(64)}\n`);
+  const server = await new Server('--auth-token-file', file).ready;
+  try {
+    const stranger = new v1.GenerationService(server.address, insecure);
+    await assert.rejects(call(stranger, 'Generate', story), (error) => {
+      assert.equal(error.code, grpc.status.UNAUTHENTICATED);
+      assert.equal(loadReportOf(error.metadata), null);
+      return true;
+    });
+    await assert.rejects(call(new v1.ModelService(server.address, insecure), 'GetLoad', {}),
+                         {code: grpc.status.UNAUTHENTICATED});
+  } finally {
+    await server.stop();
+    fs.rmSync(folder, {recursive: true});
+  }
 });
 
 // A package definition from nothing but an address.

@@ -2,6 +2,7 @@
 # Runs the tests of foreign clients against the server program, and the lint rules of the protos.
 #
 # usage: run.sh node|python|buf|examples BUILD_DIR
+# FIRESTEEL_SERVER_PROGRAM names another server than the one that was built (deploy/image/server.sh: an image's).
 # Exits with 77, which ctest counts as skipped, where the machine lacks what a client needs: node and npm
 # (with a registry in reach), or Debian's python3-grpcio.
 set -euo pipefail
@@ -10,7 +11,7 @@ readonly what=$1 build=$2
 here=$(cd "$(dirname "$0")" && pwd)
 readonly here root=$here/../..
 readonly scratch=$build/foreign BUF_VERSION=1.50.0
-export FIRESTEEL_SERVER_PROGRAM=$build/bin/firesteel-server
+export FIRESTEEL_SERVER_PROGRAM=${FIRESTEEL_SERVER_PROGRAM:-$build/bin/firesteel-server}
 mkdir -p "$scratch"
 
 skip() {
