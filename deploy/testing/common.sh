@@ -36,6 +36,11 @@ clean_up() {
 }
 trap clean_up EXIT
 
+# yaml FILE: as JSON; a file of one document. Debian's yq is jq for YAML, the other one converts.
+yaml() {
+  yq . "$1" 2>/dev/null | jq -e . 2>/dev/null || yq -o=json . "$1"
+}
+
 # wait_until SECONDS WHAT COMMAND…: polls; the time is for a test that has gone wrong.
 wait_until() {
   local end=$((SECONDS + $1)) what=$2
@@ -46,12 +51,13 @@ wait_until() {
   done
 }
 
-# start NAME PROGRAM ARGUMENT…: in the background; its process id in $pid, its output in NAME.log.
+# start NAME PROGRAM ARGUMENT…: in the background; its process id in $pid, its output in NAME.log. $on_machine
+# names the network namespace, where it is to run in one.
 start() {
   local name=$1
   shift
   : >"$scratch/$name.out" # there before anybody looks for it
-  "$@" >"$scratch/$name.out" 2>"$scratch/$name.log" &
+  ${on_machine:+ip netns exec "$on_machine"} "$@" >"$scratch/$name.out" 2>"$scratch/$name.log" &
   pid=$!
   started+=("$pid")
 }
@@ -61,8 +67,8 @@ declare -A address metrics server_pid
 start_server() {
   local name=$1
   shift
-  start "$name" "$bin/firesteel-server" --model "$source_dir/models/spark-stories" --threads 1 \
-    --metrics-address 127.0.0.1:0 --log-level warn "$@"
+  [[ " $* " == *" --metrics-address "* ]] || set -- --metrics-address 127.0.0.1:0 "$@"
+  start "$name" "$bin/firesteel-server" --model "$source_dir/models/spark-stories" --threads 1 --log-level warn "$@"
   server_pid[$name]=$pid
   wait_until 300 "server $name" grep -q '^listening on' "$scratch/$name.out"
   local line

@@ -10,10 +10,6 @@ source "$(dirname "$0")/common.sh"
 need jq yq jsonnet promtool haproxy
 cd "$source_dir/deploy"
 
-yaml() { # FILE: as JSON; a file of one document. Debian's yq is jq for YAML, the other one converts.
-  yq . "$1" 2>/dev/null | jq -e . 2>/dev/null || yq -o=json . "$1"
-}
-
 # --- Dashboards ---
 grafana/render.sh --check
 families=$(grep -oE '^\| `[a-z0-9_]+`' "$source_dir/docs/metrics.md" | tr -d '|` ')
@@ -41,7 +37,9 @@ done
 say "dashboards are what dashboards.jsonnet makes, and ask for families that exist"
 
 # --- Rules ---
-promtool check config prometheus/prometheus.yaml >"$scratch/promtool.log" 2>&1 || fail "prometheus.yaml"
+for file in prometheus local; do
+  promtool check config prometheus/$file.yaml >"$scratch/promtool.log" 2>&1 || fail "$file.yaml"
+done
 promtool test rules prometheus/rules_test.yaml >"$scratch/promtool.log" 2>&1 || fail "rules_test.yaml"
 yaml prometheus/rules.yaml >"$scratch/rules.json"
 jq -r '.groups[].rules[].expr | gsub("\\{[^}]*\\}"; "") | gsub("(job|model_name|model_name_layer):[a-z0-9_:]+"; "")
@@ -55,7 +53,7 @@ say "rules pass their tests, every alert has one and a place in the runbook"
 
 # --- Options: what is set anywhere is an option of the server ---
 options=$("$server" --model x --print-config | grep -oE '^#? ?[a-z-]+:' | tr -d '#: ')
-readonly more="model tls-cert tls-key tls-client-ca auth-token-file"
+readonly more="model health-address tls-cert tls-key tls-client-ca auth-token-file"
 while read -r variable; do
   option=$(tr 'A-Z_' 'a-z-' <<<"${variable#FIRESTEEL_}")
   [[ $variable == FIRESTEEL_IMAGE ]] || grep -qx "$option" <<<"$options" || [[ " $more " == *" $option "* ]] ||
@@ -69,7 +67,8 @@ yaml compose/compose.haproxy.yaml >"$scratch/overlay.json"
 yaml compose/envoy.yaml >"$scratch/envoy.json"
 jq -e '.services.firesteel | .deploy.replicas >= 2 and .read_only and .cap_drop == ["ALL"]
   and .environment.FIRESTEEL_THREADS == .deploy.resources.limits.cpus
-  and (.stop_grace_period | rtrimstr("s") | tonumber) > (.environment.FIRESTEEL_DRAIN_SECONDS | tonumber)' \
+  and (.stop_grace_period | rtrimstr("s") | tonumber) >
+    (.environment.FIRESTEEL_WITHDRAW_SECONDS | tonumber) + (.environment.FIRESTEEL_DRAIN_SECONDS | tonumber) + 2' \
   "$scratch/compose.json" >/dev/null || fail "compose.yaml: replicas, rights, threads or drain time"
 # Every mounted file is there.
 while read -r path; do
@@ -86,10 +85,12 @@ yaml kubernetes/base/deployment.yaml >"$scratch/deployment.json"
 jq -e '.spec as $d | $d.template.spec as $pod | $pod.containers[0] as $c
   | ($c.env | map({(.name): .value}) | add) as $env
   | $c.resources.requests == $c.resources.limits and $c.resources.requests.cpu == $env.FIRESTEEL_THREADS
-  and $pod.terminationGracePeriodSeconds > ($env.FIRESTEEL_DRAIN_SECONDS | tonumber)
+  and $pod.terminationGracePeriodSeconds >
+    ($env.FIRESTEEL_WITHDRAW_SECONDS | tonumber) + ($env.FIRESTEEL_DRAIN_SECONDS | tonumber) + 2
   and $pod.securityContext.runAsNonRoot and $c.securityContext.readOnlyRootFilesystem
   and $c.securityContext.allowPrivilegeEscalation == false and $c.securityContext.capabilities.drop == ["ALL"]
-  and ([$c.startupProbe, $c.readinessProbe, $c.livenessProbe] | all(.grpc.port == 50051))
+  and ([$c.startupProbe, $c.readinessProbe, $c.livenessProbe]
+    | all(.grpc.port == ($env.FIRESTEEL_HEALTH_ADDRESS | split(":")[1] | tonumber)))
   and $d.selector.matchLabels == $d.template.metadata.labels' \
   "$scratch/deployment.json" >/dev/null || fail "deployment.yaml: resources, rights, probes or labels"
 labels=$(jq -c .spec.selector.matchLabels "$scratch/deployment.json")
@@ -101,6 +102,16 @@ selects base/disruption-budget.yaml .spec.selector.matchLabels
 selects base/network-policy.yaml .spec.podSelector.matchLabels
 selects monitoring/service-monitor.yaml .spec.selector.matchLabels
 yaml kubernetes/base/service.yaml | jq -e '.spec.clusterIP == "None"' >/dev/null || fail "service.yaml is not headless"
+# Ports go by names, from the container to the Service, the NetworkPolicy and the ServiceMonitor.
+ports() { # FILE PATH
+  yaml "kubernetes/$1" | jq -r "$2" | sort -u
+}
+comm -13 <(ports base/deployment.yaml '.spec.template.spec.containers[0].ports[].name') \
+  <({ ports base/service.yaml '.spec.ports[].targetPort'
+    ports base/network-policy.yaml '.spec.ingress[].ports[].port'; } | sort -u) |
+  grep . && fail "a port is none of the container's"
+comm -13 <(ports base/service.yaml '.spec.ports[].name') <(ports monitoring/service-monitor.yaml '.spec.endpoints[].port') |
+  grep . && fail "service-monitor.yaml: the port is none of the Service's"
 yaml kubernetes/base/autoscaler.yaml | jq -r '.spec.metrics[].pods.metric.name' | check_metrics autoscaler.yaml
 for folder in base monitoring model-volume model-init; do
   yaml kubernetes/$folder/kustomization.yaml >"$scratch/kustomization.json"
