@@ -42,11 +42,13 @@ COPY LICENSE /usr/share/doc/firesteel/
 USER 10001:10001
 ENV PATH=/usr/bin \
     FIRESTEEL_ADDRESS=0.0.0.0:50051 \
+    FIRESTEEL_HEALTH_ADDRESS=127.0.0.1:50052 \
     FIRESTEEL_METRICS_ADDRESS=0.0.0.0:9464 \
     FIRESTEEL_MODEL=/models/spark-stories
 EXPOSE 50051 9464
 # SIGTERM drains: running generations finish within --drain-seconds (30), so give `docker stop` as
 # long: --time 35.
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s CMD ["firesteel", "health"]
+# Asks where health is served in clear text, so that it needs no certificate, whatever clients need.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s CMD ["firesteel", "health", "--address", "127.0.0.1:50052"]
 ENTRYPOINT ["firesteel-server"]

@@ -2,10 +2,12 @@
 # Draws a dashboard to a picture without Grafana: asks Prometheus what the panels ask, and lets
 # headless Chromium draw the answers.
 #
-# usage: deploy/grafana/draw.sh PROMETHEUS_URL DASHBOARD.json OUT.png FROM TO     (Unix seconds)
+# usage: deploy/grafana/draw.sh PROMETHEUS_URL DASHBOARD.json OUT.png [FROM TO]
+#   FROM TO   Unix seconds; without them the last two minutes
 set -euo pipefail
-[[ $# -eq 5 ]] || { echo "usage: $0 PROMETHEUS_URL DASHBOARD.json OUT.png FROM TO" >&2; exit 2; }
-readonly url=$1 dashboard=$2 out=$3 from=$4 to=$5
+[[ $# -eq 3 || $# -eq 5 ]] || { echo "usage: $0 PROMETHEUS_URL DASHBOARD.json OUT.png [FROM TO]" >&2; exit 2; }
+readonly url=$1 dashboard=$2 out=$3 to=${5:-$(date +%s)}
+readonly from=${4:-$((to - 120))}
 readonly width=1400
 for program in curl jq chromium; do
   command -v $program >/dev/null || { echo "$0: needs $program" >&2; exit 1; }

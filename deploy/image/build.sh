@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the image `firesteel:VERSION` (and `firesteel:latest`) from ../../Dockerfile with docker, podman or buildah,
-# whichever is there, then starts the result once (check.sh) where that can be done without a
-# daemon. `make image` calls it.
+# whichever is there, then starts the result once (check.sh) and runs the tests of foreign clients against it, where that
+# can be done without a daemon. `make image` calls it.
 #
 # Where the base image can be neither found nor pulled (no registry in reach), podman and buildah
 # get one that debootstrap makes from Debian's packages, under the same name.
@@ -92,6 +92,15 @@ say "built $image:$version with $engine"
 
 if [[ $engine == buildah && $(id -u) -eq 0 ]]; then
   container=$(buildah from --pull-never "$image:$version")
-  trap 'buildah rm "$container" >/dev/null' EXIT
-  deploy/image/check.sh "$(buildah mount "$container")"
+  log=$(mktemp)
+  trap 'rm -f "$log"; buildah rm "$container" >/dev/null' EXIT
+  root=$(buildah mount "$container")
+  deploy/image/check.sh "$root"
+  # Other people's clients, where this machine has them.
+  for client in node python; do
+    FIRESTEEL_IMAGE_ROOT=$root FIRESTEEL_SERVER_PROGRAM=$PWD/deploy/image/server.sh \
+      server/foreign/run.sh $client "$PWD/build/image" >"$log" 2>&1 && say "passes the tests of the $client client" ||
+      { [[ $? -eq 77 ]] && say "$client: $(tail -n 1 "$log")"; } ||
+      { tail -n 60 "$log" >&2; fail "the tests of the $client client"; }
+  done
 fi
