@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
 #include <set>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -47,8 +47,10 @@ absl::Status ParseDigests(const YAML::Node& value, std::vector<AccessControl::Di
     if (!valid) {
       return absl::InvalidArgumentError("sha256: an entry is not a SHA-256 of 64 hex digits");
     }
-    const std::string bytes = absl::HexStringToBytes(hex);
-    std::copy(bytes.begin(), bytes.end(), digests->emplace_back().begin());
+    AccessControl::Digest& digest = digests->emplace_back();
+    for (size_t i = 0; i < digest.size(); ++i) {  // abseil's function differs from Debian to Debian
+      std::from_chars(&hex[2 * i], &hex[2 * i] + 2, digest[i], 16);
+    }
   }
   return absl::OkStatus();
 }
