@@ -111,7 +111,7 @@ TEST(OrcaReportTest, HasWhatBalancersKnow) {
   EXPECT_EQ(report.rps_fractional(), 3.5);
   EXPECT_EQ(report.eps(), 0.25);
   EXPECT_THAT(report.named_metrics(), UnorderedElementsAre(Pair("firesteel.requests_running", 3),
-                                                           Pair("firesteel.requests_waiting", 33)));
+                                                           Pair("firesteel.requests_waiting", 30)));
   EXPECT_THAT(report.utilization(), UnorderedElementsAre(Pair("firesteel.kv_cache", 1)));
 }
 
