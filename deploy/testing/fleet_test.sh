@@ -47,7 +47,7 @@ on() { # MACHINE COMMAND…
 }
 serve() { # REPLICA
   on_machine=$1 start_server "$1" --address "${host[$1]}:50051" --metrics-address "${host[$1]}:9464" \
-    --withdraw-seconds 3
+    --withdraw-seconds 3 --drain-seconds 300
 }
 for name in "${replicas[@]}"; do serve "$name"; done
 
@@ -123,7 +123,7 @@ say "killed with $in_flight in flight: $(outcome kill)"
 # --- Drained and started again ---
 begin_load drain 60
 # A long one, so that the drain takes its time; past the balancer, which would not say where it runs.
-on clients "$bin/firesteel" generate --address "${host[three]}:50051" --max-tokens 500 --ignore-eos "The dragon" \
+on clients "$bin/firesteel" generate --address "${host[three]}:50051" --max-tokens 300 --ignore-eos "The dragon" \
   >"$scratch/long.out" 2>"$scratch/long.log" &
 long=$!
 wait_until 60 "the long generation" test -s "$scratch/long.out"
