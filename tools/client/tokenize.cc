@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "firesteel/v1/generation_service.grpc.pb.h"
 #include "grpcpp/client_context.h"
