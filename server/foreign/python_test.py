@@ -521,7 +521,8 @@ class EveryRpc(unittest.TestCase):
                 "firesteel.v1.ModelService": {
                     "ListModels": lambda: models.ListModels(model_pb.ListModelsRequest()),
                     "GetModel": lambda: models.GetModel(model_pb.GetModelRequest()),
-                    "GetServerInfo": lambda: models.GetServerInfo(model_pb.GetServerInfoRequest())},
+                    "GetServerInfo": lambda: models.GetServerInfo(model_pb.GetServerInfoRequest()),
+                    "GetLoad": lambda: models.GetLoad(model_pb.GetLoadRequest())},
                 "firesteel.v1.AdminService": {
                     "LoadModel": lambda: admin.LoadModel(
                         admin_pb.LoadModelRequest(name="second", path=str(MODEL))),
@@ -552,7 +553,7 @@ class EveryRpc(unittest.TestCase):
 def descriptor_set():
     """The set that the build makes."""
     return descriptor_pb2.FileDescriptorSet.FromString(
-        (pathlib.Path(PROGRAM).parents[1] / "firesteel.protoset").read_bytes())
+        pathlib.Path(os.environ["FIRESTEEL_PROTOSET"]).read_bytes())
 
 
 class Descriptors(unittest.TestCase):

@@ -12,6 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 readonly here root=$here/../..
 readonly scratch=$build/foreign BUF_VERSION=1.50.0
 export FIRESTEEL_SERVER_PROGRAM=${FIRESTEEL_SERVER_PROGRAM:-$build/bin/firesteel-server}
+export FIRESTEEL_PROTOSET=$build/firesteel.protoset
 mkdir -p "$scratch"
 
 skip() {
@@ -75,6 +76,9 @@ try_example() {
 case $what in
   python)
     need_python
+    # The build has made it, but for an image of somebody else's build.
+    [[ -f $FIRESTEEL_PROTOSET ]] || (cd "$root/proto" && protoc -I. --include_imports --descriptor_set_out="$FIRESTEEL_PROTOSET" \
+      $(find . -name '*.proto' -printf '%P '))
     "$python" -W ignore::ResourceWarning "$here/python_test.py" "$scratch/stubs"
     ;;
   node)
