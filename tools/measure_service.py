@@ -169,7 +169,8 @@ def decode_cost(server, batch, prompt, tokens, rounds):
 
 def overhead(options):
     batch, prompt, tokens = options.batch, options.prompt, options.decode
-    more = ["--threads", str(options.threads), "--max-batch-size", str(batch), "--max-batch-tokens", "256"]
+    more = ["--threads", str(options.threads), "--max-batch-size", str(batch), "--max-batch-tokens", "256",
+            "--sublinear-head", "off"]  # as firesteel-bench's is
     speeds, cpus = [], []
     with Server(options, *more) as server:
         server.load("--requests", 4, "--max-tokens", 4)
