@@ -53,7 +53,7 @@ uint32_t Admission::SequencesBefore(const GenerationRequest& request) const {
   const uint32_t own_sequences = own == lines_.end() ? 0 : own->second;
   uint32_t before = 0;
   for (auto line = lines_.lower_bound({request.priority, ""}); line != lines_.end(); ++line) {
-    const bool equal = line->first.first == request.priority && line != own;
+    const bool equal = line->first.first == request.priority;
     before += equal ? std::min(line->second, own_sequences + request.n) : line->second;
   }
   return before;
