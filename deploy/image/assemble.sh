@@ -36,6 +36,19 @@ if grep -F 'not found' <<<"$libraries" >&2; then exit 1; fi
 mapfile -t paths < <(awk '$2 == "=>" { print $3 } $1 ~ "^/" && $2 ~ "^\\(" { print $1 }' \
   <<<"$libraries" | sort -u)
 
+# The licence of a package. Some have none of their own but a link to that of a sibling from the same
+# source, and slim images leave out such links.
+licence_of() {
+  local source sibling
+  source=$(dpkg-query -W -f '${source:Package}' "$1")
+  for sibling in "${1%%:*}" $(dpkg-query -W -f '${source:Package} ${Package}\n' |
+    awk -v s="$source" '$1 == s { print $2 }'); do
+    [[ ! -e /usr/share/doc/$sibling/copyright ]] || { echo "/usr/share/doc/$sibling/copyright"; return; }
+  done
+  echo "$0: no licence of $1 below /usr/share/doc" >&2
+  return 1
+}
+
 packages=
 for path in "${paths[@]}"; do
   # The name that the loader looks for may be a link to the file.
@@ -58,6 +71,6 @@ sort -u <<<"$packages" | grep . | while read -r package; do
   name=${package%%:*}
   dpkg-query -s "$package" >"$root/var/lib/dpkg/status.d/$name"
   mkdir -p "$root/usr/share/doc/$name"
-  cp -L "/usr/share/doc/$name/copyright" "$root/usr/share/doc/$name/"
+  cp -L "$(licence_of "$package")" "$root/usr/share/doc/$name/"
   dpkg-query -W -f '${Package} ${Version} ${Architecture}\n' "$package"
 done >"$root/usr/share/doc/firesteel/packages"
