@@ -99,6 +99,7 @@ if [[ $engine == buildah && $(id -u) -eq 0 ]]; then
   # Other people's clients, where this machine has them.
   for client in node python; do
     FIRESTEEL_IMAGE_ROOT=$root FIRESTEEL_SERVER_PROGRAM=$PWD/deploy/image/server.sh \
+      FIRESTEEL_CLIENT_PROGRAM=$PWD/deploy/image/client.sh \
       server/foreign/run.sh $client "$PWD/build/image" >"$log" 2>&1 && say "passes the tests of the $client client" ||
       { [[ $? -eq 77 ]] && say "$client: $(tail -n 1 "$log")"; } ||
       { tail -n 60 "$log" >&2; fail "the tests of the $client client"; }

@@ -5,6 +5,8 @@
 #
 #   FIRESTEEL_IMAGE_ROOT=ROOT FIRESTEEL_SERVER_PROGRAM=deploy/image/server.sh server/foreign/run.sh node SCRATCH_DIR
 #
+# FIRESTEEL_IMAGE_PROGRAM names another program of the image (client.sh: the client).
+#
 # usage: FIRESTEEL_IMAGE_ROOT=ROOT deploy/image/server.sh OPTION…     (as root; adds empty folders to ROOT)
 set -euo pipefail
 readonly root=${FIRESTEEL_IMAGE_ROOT:?usage: FIRESTEEL_IMAGE_ROOT=ROOT $0 OPTION...}
@@ -25,4 +27,5 @@ mount -o remount,bind,ro "$root"
 # Tests write certificates and tokens that nobody but their user may read: hence the one right.
 readonly rights=-all,+dac_read_search,+sys_chroot
 exec setpriv --reuid $user --regid $user --clear-groups --no-new-privs --bounding-set $rights --inh-caps $rights \
-  --ambient-caps $rights "$(PATH=$PATH:/usr/sbin command -v chroot)" "$root" /usr/bin/firesteel-server "$@"
+  --ambient-caps $rights "$(PATH=$PATH:/usr/sbin command -v chroot)" "$root" \
+  "/usr/bin/${FIRESTEEL_IMAGE_PROGRAM:-firesteel-server}" "$@"

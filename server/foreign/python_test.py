@@ -1,7 +1,7 @@
 """Firesteel as a Python client meets it: grpcio and protobuf from Debian, stubs from the .proto files.
 
 Drives every row of docs/errors.md against the real program, TLS, many streams at once and a reader that
-does not read. FIRESTEEL_SERVER_PROGRAM names the server; the first argument is a folder for what protoc makes.
+does not read. FIRESTEEL_SERVER_PROGRAM and FIRESTEEL_CLIENT_PROGRAM name the programs; the first argument is a folder for what protoc makes.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ import grpc.aio
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = os.environ["FIRESTEEL_SERVER_PROGRAM"]
+CLIENT = os.environ["FIRESTEEL_CLIENT_PROGRAM"]
 MODEL = ROOT / "models/spark-stories"
 
 
@@ -385,7 +386,7 @@ class Streams(unittest.TestCase):
                     return await asyncio.gather(*tasks), peak
 
             # By a process of its own, as a probe does it: this one is busy with its streams.
-            probe = subprocess.Popen([pathlib.Path(PROGRAM).with_name("firesteel"), "health", "--address",
+            probe = subprocess.Popen([CLIENT, "health", "--address",
                                       server.address, "--repeat", "1000000", "--interval", "20ms"],
                                      stdout=subprocess.PIPE, text=True)
             tokens, peak = asyncio.run(run())

@@ -2,7 +2,8 @@
 # Runs the tests of foreign clients against the server program, and the lint rules of the protos.
 #
 # usage: run.sh node|python|buf|examples BUILD_DIR
-# FIRESTEEL_SERVER_PROGRAM names another server than the one that was built (deploy/image/server.sh: an image's).
+# FIRESTEEL_SERVER_PROGRAM and FIRESTEEL_CLIENT_PROGRAM name others than those that were built (deploy/image/server.sh and
+# client.sh: an image's).
 # Exits with 77, which ctest counts as skipped, where the machine lacks what a client needs: node and npm
 # (with a registry in reach), or Debian's python3-grpcio.
 set -euo pipefail
@@ -12,6 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 readonly here root=$here/../..
 readonly scratch=$build/foreign BUF_VERSION=1.50.0
 export FIRESTEEL_SERVER_PROGRAM=${FIRESTEEL_SERVER_PROGRAM:-$build/bin/firesteel-server}
+export FIRESTEEL_CLIENT_PROGRAM=${FIRESTEEL_CLIENT_PROGRAM:-$build/bin/firesteel}
 export FIRESTEEL_PROTOSET=$build/firesteel.protoset
 mkdir -p "$scratch"
 
