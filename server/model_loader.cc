@@ -91,8 +91,9 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
                               ? "shared"
                               : "copy"},
        {"compute", ComputeTypeName(*compute)},
-       {"matrix_units",
-        (*weights)->types.Has(kernels::DType::kI8) ? gemm::Description() : "not used"},
+       {"matrix_units", (*weights)->types.Has(kernels::DType::kI8) || *compute == ComputeType::kBF16
+                            ? gemm::Description()
+                            : "not used"},
        {"sublinear_head", *model.engine->options().sublinear_head ? "on" : "off"},
        {"kv_cache_type", DTypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},
