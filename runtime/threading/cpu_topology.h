@@ -19,8 +19,8 @@ size_t DefaultThreadCount();
 /// The same for given CPUs and a file system below `root` (its /proc and /sys): for tests.
 size_t DefaultThreadCount(const std::vector<int>& cpus, const std::string& root);
 
-/// NUMA nodes that the CPUs in the cpuset belong to, at least 1. Weights lie in the memory of one or
-/// of all, so that threads of more than one node wait for a link between them.
+/// NUMA nodes that the CPUs in the cpuset belong to, at least 1. Weights lie in the memory of one
+/// or of all, so that threads of more than one node wait for a link between them.
 size_t NumaNodeCount();
 
 /// The same for given CPUs below another root, for tests.
