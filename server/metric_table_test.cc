@@ -81,12 +81,12 @@ TEST(MetricTableTest, BucketsAreThoseThatWereAskedFor) {
   const auto model = metrics.AddModel("m", FakeModelConfig());
   const auto families = Exposed(metrics);
   const auto bounds = [&families](const std::string& name) {
-    std::vector<double> bounds;
+    std::vector<double> upper;
     for (const auto& bucket : families.at(name).metric.front().histogram.bucket) {
-      bounds.push_back(bucket.upper_bound);
+      upper.push_back(bucket.upper_bound);
     }
-    bounds.pop_back();  // +Inf
-    return bounds;
+    upper.pop_back();  // +Inf
+    return upper;
   };
   EXPECT_EQ(bounds("firesteel_inter_token_latency_seconds"), buckets.latency);
   EXPECT_EQ(bounds("firesteel_batch_size"), buckets.count);
