@@ -120,7 +120,8 @@ TEST(PackedFileTest, RoundTripOfTinyModels) {
 
 TEST(PackedFileTest, RoundTripOfTheBundledModel) {
   for (const WeightFormat format :
-       {WeightFormat(WeightFormat::kBF16), WeightFormat(WeightFormat::kI8), Mixed()}) {
+       {WeightFormat(WeightFormat::kBF16), WeightFormat(WeightFormat::kI8),
+        WeightFormat(WeightFormat::kI4), Mixed()}) {
     ExpectRoundTrip(std::string(FIRESTEEL_SOURCE_DIR) + "/models/spark-stories", format);
   }
 }

@@ -68,7 +68,6 @@ class WeightFormat {
   /// The name of what gives `types` to a Spark or a dense model.
   static std::string NameOf(const WeightTypes& types, bool spark);
 
-  bool automatic() const { return base_ == kAuto; }
   /// The types of a Spark or a dense model; kAuto gives `stored`.
   WeightTypes TypesOf(bool spark, const WeightTypes& stored) const;
   friend bool operator==(const WeightFormat& a, const WeightFormat& b) {

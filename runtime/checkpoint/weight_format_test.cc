@@ -41,14 +41,14 @@ TEST(WeightFormatTest, NamesGiveTypes) {
     EXPECT_EQ(format->Name(), name);
     EXPECT_TRUE(format->TypesOf(true, DType::kF32) == spark) << name;
     EXPECT_TRUE(format->TypesOf(false, DType::kF32) == dense) << name;
-    EXPECT_FALSE(format->automatic());
+    EXPECT_FALSE(*format == WeightFormat());
   }
 }
 
 TEST(WeightFormatTest, AutoKeepsWhatIsStored) {
   const auto format = WeightFormat::Parse("auto");
   ASSERT_TRUE(format.ok());
-  EXPECT_TRUE(format->automatic());
+  EXPECT_TRUE(*format == WeightFormat());
   const WeightTypes stored = Types(k4, k8, k8, k4);
   EXPECT_TRUE(format->TypesOf(true, stored) == stored);
 }
