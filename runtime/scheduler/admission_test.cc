@@ -121,13 +121,13 @@ TEST(Admission, DeadlinesCountWaitAndWork) {
     request.deadline = kNow + left;
     return request;
   };
-  // 180 ms until its turn, a step for the prompt, ten full steps.
-  EXPECT_FALSE(admission.Check(with_deadline(absl::Milliseconds(371)), kNow).has_value());
-  const auto refusal = admission.Check(with_deadline(absl::Milliseconds(369)), kNow);
+  // 180 ms until its turn, a step for the prompt beside three others, ten full steps.
+  EXPECT_FALSE(admission.Check(with_deadline(absl::Milliseconds(377)), kNow).has_value());
+  const auto refusal = admission.Check(with_deadline(absl::Milliseconds(375)), kNow);
   ASSERT_TRUE(refusal.has_value());
   EXPECT_EQ(refusal->reason, RejectionReason::kDeadline);
   EXPECT_EQ(refusal->status.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(std::string(refusal->status.message()), HasSubstr("would take about 0.37 s"));
+  EXPECT_THAT(std::string(refusal->status.message()), HasSubstr("would take about 0.376 s"));
 }
 
 // Answers shorter than max_tokens are learned from; places then come sooner.

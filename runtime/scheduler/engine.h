@@ -45,7 +45,7 @@ struct EngineOptions {
   /// Who has waited for so long at the head of a client's line goes before every priority; > 0.
   absl::Duration ageing = absl::Seconds(10);
   /// Steps in which sequences decode should not take longer: prefill chunks shrink to that end.
-  /// Zero: no target.
+  /// Zero: in proportion to what they take without prompts, as measured (kPromptShare).
   absl::Duration target_itl = absl::ZeroDuration();
   /// Whether tokens that the largest logits decide (greedy, top-k up to SublinearHead::kMaxTopK)
   /// take an output head that reads a 2-bit copy of the embedding. Unset: where the embedding is

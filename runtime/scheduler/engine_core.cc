@@ -427,7 +427,7 @@ void EngineCore::Report(absl::Duration duration) {
   report.phase = report.prefill_tokens == 0  ? StepPhase::kDecode
                  : report.decode_tokens == 0 ? StepPhase::kPrefill
                                              : StepPhase::kMixed;
-  if (report.phase == StepPhase::kMixed) chunk_budget_.Update(report.prefill_tokens, duration);
+  if (report.phase == StepPhase::kMixed) LearnChunk(report);
   report.prefix_cache_queries = prefix_queries_;
   report.prefix_cache_hits = prefix_hits_;
   report.preemptions = preemptions_;
@@ -465,9 +465,33 @@ void EngineCore::LearnCost(const StepReport& report) {
                  .context = report.context},
                 report.duration);
   if (++steps_ % kStepsPerFit != 0 || !cost_fit_.known()) return;
-  const StepCost cost = cost_fit_.cost();
+  cost_ = cost_fit_.cost();
   MutexLock lock(&mutex_);
-  admission_.SetCost(cost);
+  admission_.SetCost(*cost_);
+}
+
+// What the prompts of this step cost those who decoded beside them.
+void EngineCore::LearnChunk(const StepReport& report) {
+  MixedStep mixed = {.prefill_tokens = report.prefill_tokens,
+                     .duration = report.duration,
+                     .prompts = static_cast<uint32_t>(waiting_.size())};
+  StepWork decodes;
+  for (size_t i = 0; i < step_.size(); ++i) {
+    if (step_[i].decodes) {
+      decodes.decode_rows += step_[i].tokens;
+      decodes.context += step_[i].tokens * batch_[i].position;
+    } else {
+      ++mixed.prompts;
+    }
+  }
+  if (cost_.has_value()) {
+    mixed.decodes_alone = absl::Seconds(cost_->Seconds(decodes));
+    if (cost_->prefill_token > 0) {
+      mixed.worth_tokens = static_cast<uint32_t>(
+          std::min<double>(ChunkBudget::kMostLeast, cost_->mixed / cost_->prefill_token));
+    }
+  }
+  chunk_budget_.Update(mixed);
 }
 
 void EngineCore::PublishLoad() {
@@ -484,6 +508,7 @@ void EngineCore::PublishLoad() {
     }
   }
   load.mean_context = context / std::max(1u, load.sequences);
+  load.chunk_tokens = chunk_budget_.tokens();
   MutexLock lock(&mutex_);
   admission_.SetRunning(load, answer_tokens);
 }

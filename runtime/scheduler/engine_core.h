@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -103,6 +104,7 @@ class EngineCore : public Engine {
   void HandOutTokens(absl::Time now, std::vector<Ending>* ended);
   void Report(absl::Duration duration);
   void LearnCost(const StepReport& report);
+  void LearnChunk(const StepReport& report);
   void PublishLoad();
   void End(Owned request, FinishReason reason, absl::Status status);
   void EndRunning(Ending ending);
@@ -137,6 +139,7 @@ class EngineCore : public Engine {
   std::unordered_map<uint64_t, Owned> waiting_;  // those in queue_
   std::vector<Owned> running_;                   // in the order of admission
   StepCostFit cost_fit_;
+  std::optional<StepCost> cost_;  // as fitted some steps ago; unset: too little was measured
   uint64_t steps_ = 0;
   std::unordered_set<uint64_t> cancel_now_;
   bool cancel_all_now_ = false;

@@ -135,20 +135,25 @@ class Planner {
 StepPlan PlanStep(const SchedulerSnapshot& snapshot) { return Planner(snapshot).Plan(); }
 
 ChunkBudget::ChunkBudget(absl::Duration target, uint32_t max_tokens)
-    : target_(target),
-      max_tokens_(max_tokens),
-      min_tokens_(std::min(kMinTokens, max_tokens)),
-      tokens_(target > absl::ZeroDuration() ? min_tokens_ : max_tokens) {}
+    : target_(target), max_tokens_(max_tokens), tokens_(std::min(kMinTokens, max_tokens)) {}
 
-void ChunkBudget::Update(uint32_t prefill_tokens, absl::Duration duration) {
-  if (target_ <= absl::ZeroDuration()) return;
-  if (duration > target_) {
-    const double share = absl::FDivDuration(target_, duration);
-    const double tokens = share * std::min(prefill_tokens, tokens_);
-    tokens_ = std::max(min_tokens_, static_cast<uint32_t>(tokens));
-  } else if (prefill_tokens >= tokens_ && duration < 0.8 * target_) {
-    tokens_ = std::min(max_tokens_, tokens_ + std::max(1u, tokens_ / 4));
+// What prompts may add to the step.
+absl::Duration ChunkBudget::Allowed(const MixedStep& step) const {
+  if (target_ > absl::ZeroDuration()) return target_ - step.decodes_alone;
+  return kPromptShare * std::min(step.prompts, kMostPromptShares) * step.decodes_alone;
+}
+
+void ChunkBudget::Update(const MixedStep& step) {
+  const absl::Duration allowed = Allowed(step);
+  const absl::Duration added = step.duration - step.decodes_alone;
+  if (added > allowed) {
+    const double share = std::max(0.0, absl::FDivDuration(allowed, added));
+    tokens_ = static_cast<uint32_t>(share * std::min(step.prefill_tokens, tokens_));
+  } else if (step.prefill_tokens >= tokens_ && added < 0.8 * allowed) {
+    tokens_ += std::max(1u, tokens_ / 4);
   }
+  const uint32_t least = std::clamp(step.worth_tokens, kMinTokens, kMostLeast);
+  tokens_ = std::min(std::max(tokens_, least), max_tokens_);
 }
 
 }  // namespace firesteel

@@ -76,25 +76,44 @@ struct StepPlan {
 /// admitted first is never preempted unless it is alone and exceeds the whole cache.
 StepPlan PlanStep(const SchedulerSnapshot& snapshot);
 
-/// The prefill budget of steps in which something decodes. With a target it begins at its least:
-/// nothing is known yet, and running streams must not pay for finding out. Steps that took longer
-/// than the target shrink it in proportion, faster ones let it grow by a quarter. Without a target
-/// it stays at its maximum. Not thread-safe.
+/// What a prompt may add to a step of decodes, of what that takes alone: streams beside a long
+/// prompt become slower by that, and twice as slow at worst on a machine that is slower at times.
+inline constexpr double kPromptShare = 0.4;
+/// Where several prompts are to be computed, each may add as much, up to so many: batches that
+/// stay half empty, as prompts come too slowly, cost everybody more than longer steps.
+inline constexpr uint32_t kMostPromptShares = 4;
+
+/// What ChunkBudget learns from: a step in which prompts were computed beside decodes.
+struct MixedStep {
+  uint32_t prefill_tokens = 0;  // > 0
+  absl::Duration duration;
+  absl::Duration decodes_alone;  // as expected without the prompts; zero: not known
+  uint32_t prompts = 1;          // that are computed or wait
+  uint32_t worth_tokens = 0;     // of a prompt, whose cost is what having one in the step costs
+};
+
+/// The prefill budget of steps in which something decodes. It begins at its least: nothing is known
+/// yet, and running streams must not pay for finding out. What prompts added to a step is held
+/// against what they may add: too much shrinks the budget in proportion, too little lets it grow by
+/// a quarter. The least is raised to what makes having a prompt in the step worth it, up to
+/// kMostLeast. Not thread-safe.
 class ChunkBudget {
  public:
-  static constexpr uint32_t kMinTokens = 8;
+  static constexpr uint32_t kMinTokens = 4;
+  static constexpr uint32_t kMostLeast = 16;
 
-  /// `target`: of a step's duration; zero for none. `max_tokens` ≥ 1.
+  /// `target`: of a step's duration. Zero: kPromptShare for each prompt more than the decodes take
+  /// alone; until that is known the budget is at its least. `max_tokens` ≥ 1.
   ChunkBudget(absl::Duration target, uint32_t max_tokens);
 
   uint32_t tokens() const { return tokens_; }
-  /// Learns from a step in which `prefill_tokens` > 0 were computed beside decodes.
-  void Update(uint32_t prefill_tokens, absl::Duration duration);
+  void Update(const MixedStep& step);
 
  private:
+  absl::Duration Allowed(const MixedStep& step) const;
+
   const absl::Duration target_;
   const uint32_t max_tokens_;
-  const uint32_t min_tokens_;
   uint32_t tokens_;
 };
 

@@ -283,34 +283,91 @@ TEST(PlanStep, ReservedBlocksAreNotForNewcomers) {
   EXPECT_THAT(PlanStep(snapshot).admit, ElementsAre(2));
 }
 
-TEST(ChunkBudget, NoTargetNoChange) {
-  ChunkBudget budget(absl::ZeroDuration(), 256);
-  budget.Update(256, absl::Seconds(10));
-  EXPECT_EQ(budget.tokens(), 256u);
+// A step of so many milliseconds, that would have taken `alone` without prompts.
+MixedStep Took(uint32_t tokens, double milliseconds, double alone = 0) {
+  return {.prefill_tokens = tokens,
+          .duration = absl::Milliseconds(milliseconds),
+          .decodes_alone = absl::Milliseconds(alone)};
 }
 
-TEST(ChunkBudget, ShrinksInProportionAndGrowsBack) {
+TEST(ChunkBudget, WithATargetItShrinksInProportionAndGrowsBack) {
   ChunkBudget budget(absl::Milliseconds(20), 256);
   EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens) << "nobody pays for finding out";
-  for (int i = 0; i < 100; ++i) budget.Update(budget.tokens(), absl::Milliseconds(1));
+  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
   EXPECT_EQ(budget.tokens(), 256u);
-  budget.Update(256, absl::Milliseconds(40));
+  budget.Update(Took(256, 40));
   EXPECT_EQ(budget.tokens(), 128u);
-  budget.Update(128, absl::Milliseconds(18));  // close to the target: stays
+  budget.Update(Took(128, 18));  // close to the target: stays
   EXPECT_EQ(budget.tokens(), 128u);
-  budget.Update(50, absl::Milliseconds(5));  // the prompt was short, says nothing about 128
+  budget.Update(Took(50, 5));  // the prompt was short, says nothing about 128
   EXPECT_EQ(budget.tokens(), 128u);
-  budget.Update(128, absl::Milliseconds(10));
+  budget.Update(Took(128, 10));
   EXPECT_EQ(budget.tokens(), 160u);
-  for (int i = 0; i < 100; ++i) budget.Update(budget.tokens(), absl::Milliseconds(1));
+  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
   EXPECT_EQ(budget.tokens(), 256u);
-  for (int i = 0; i < 100; ++i) budget.Update(budget.tokens(), absl::Seconds(1));
+  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1000));
   EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens);
+}
+
+TEST(ChunkBudget, OnlyWhatThePromptAddedCountsAgainstIt) {
+  ChunkBudget budget(absl::Milliseconds(20), 256);
+  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
+  budget.Update(Took(256, 30, 10));  // twice the 10 ms that were allowed
+  EXPECT_EQ(budget.tokens(), 128u);
+  budget.Update(Took(128, 17, 10));
+  EXPECT_EQ(budget.tokens(), 160u);
+  budget.Update(Took(160, 30, 25));  // the decodes alone take too long
+  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens);
+}
+
+TEST(ChunkBudget, WithoutATargetItFollowsTheDecodes) {
+  ChunkBudget budget(absl::ZeroDuration(), 256);
+  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
+  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens) << "what decodes take is not known";
+  // A step of 100 ms may take 140; each token adds 2.
+  const auto settle = [&](double alone, double token) {
+    for (int i = 0; i < 100; ++i) {
+      budget.Update(Took(budget.tokens(), alone + token * budget.tokens(), alone));
+    }
+    return budget.tokens();
+  };
+  EXPECT_THAT(settle(100, 2), testing::AllOf(testing::Ge(16u), testing::Le(20u)));
+  EXPECT_THAT(settle(50, 2), testing::AllOf(testing::Ge(8u), testing::Le(10u)));
+  EXPECT_EQ(settle(100, 0.001), 256u);
+  // Where the whole machine is slow for a while, it comes back.
+  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 200, 100));
+  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens);
+  EXPECT_THAT(settle(100, 2), testing::Ge(16u));
+}
+
+TEST(ChunkBudget, PromptsThatWaitMakeRoomForEachOther) {
+  for (const auto& [prompts, tokens] : {std::pair(1u, 20u), {2u, 40u}, {4u, 80u}, {50u, 80u}}) {
+    ChunkBudget budget(absl::ZeroDuration(), 256);
+    MixedStep step = Took(0, 0, 100);
+    step.prompts = prompts;
+    for (int i = 0; i < 100; ++i) {
+      step.prefill_tokens = budget.tokens();
+      step.duration = step.decodes_alone + budget.tokens() * absl::Milliseconds(2);
+      budget.Update(step);
+    }
+    EXPECT_THAT(budget.tokens(), testing::AllOf(testing::Ge(tokens * 3 / 4), testing::Le(tokens)));
+  }
+}
+
+TEST(ChunkBudget, NoFewerTokensThanMakeAPromptInAStepWorthIt) {
+  ChunkBudget budget(absl::Milliseconds(10), 256);
+  MixedStep step = Took(4, 100);
+  for (const auto& [worth, least] : {std::pair(0u, 4u), {7u, 7u}, {500u, 16u}, {5u, 5u}}) {
+    step.worth_tokens = worth;
+    for (int i = 0; i < 100; ++i) budget.Update(step);
+    EXPECT_EQ(budget.tokens(), least);
+  }
 }
 
 TEST(ChunkBudget, TinyMaximum) {
   ChunkBudget budget(absl::Milliseconds(1), 3);
-  budget.Update(3, absl::Seconds(1));
+  EXPECT_EQ(budget.tokens(), 3u);
+  budget.Update(Took(3, 1000));
   EXPECT_EQ(budget.tokens(), 3u);
 }
 

@@ -101,7 +101,8 @@ struct Way {
   const char* name;
   EngineOptions options;
   size_t threads = 1;
-  size_t at_once = 1;  // requests in flight
+  size_t at_once = 1;        // requests in flight
+  bool whole_chunks = true;  // beside decodes, too, whatever that costs them
 };
 
 class IdenticalOutputTest : public ::testing::TestWithParam<ComputeType> {};
@@ -116,8 +117,10 @@ TEST_P(IdenticalOutputTest, TwoHundredRequestsInEveryCompany) {
   NullObserver observer;
   const auto run = [&](const Way& way) {
     WorkerPool pool(way.threads);
+    EngineOptions options = way.options;
+    if (way.whole_chunks) options.target_itl = absl::Minutes(1);
     auto engine =
-        std::move(Engine::Create(weights, tokenizer, GetParam(), way.options, &pool, &observer))
+        std::move(Engine::Create(weights, tokenizer, GetParam(), options, &pool, &observer))
             .value();
     std::vector<std::shared_ptr<RecordingSink>> sinks;
     for (uint32_t i = 0; i < kRequests; ++i) {
@@ -155,6 +158,7 @@ TEST_P(IdenticalOutputTest, TwoHundredRequestsInEveryCompany) {
        {.max_batch_size = 32, .max_batch_tokens = 100, .prefix_cache = false},
        2,
        200},
+      {"twelve, chunks as decodes allow", {.max_batch_size = 12}, 2, 12, false},
       {"all at once, preempted",
        {.max_batch_size = 32,
         .max_batch_tokens = 48,

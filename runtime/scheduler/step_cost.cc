@@ -15,7 +15,8 @@ void StepCostFit::Add(const StepWork& work, absl::Duration duration) {
   const double seconds = absl::ToDoubleSeconds(duration);
   if (seconds <= 0) return;
   const Vector terms = {1.0, static_cast<double>(work.prefill_tokens),
-                        static_cast<double>(work.decode_rows), static_cast<double>(work.context)};
+                        static_cast<double>(work.decode_rows), static_cast<double>(work.context),
+                        work.mixed() ? 1.0 : 0.0};
   const double weight = WeightOf(work, seconds);
   for (size_t i = 0; i < kTerms; ++i) {
     for (size_t j = 0; j < kTerms; ++j) {
@@ -52,27 +53,37 @@ StepCost StepCostFit::cost() const {
       x[i] = better;
     }
   }
-  return {.step = x[0], .prefill_token = x[1], .decode_row = x[2], .context = x[3]};
+  return {.step = x[0], .prefill_token = x[1], .decode_row = x[2], .context = x[3], .mixed = x[4]};
 }
 
 ServiceEstimate EstimateService(const StepCost& cost, const Load& load, uint32_t prompt_tokens,
                                 double decode_tokens, uint32_t sequences) {
   const double ahead = load.sequences + load.waiting;
   const double places = load.max_batch_size;
+  const double chunk = load.chunk_tokens;
   // How full the batch is while this request runs, and what a step takes then: a row for each
   // sequence, and the prompts of those who follow on others that ended.
   const double rows = std::min(places, ahead + sequences);
   const double row = cost.decode_row + cost.context * load.mean_context;
-  const double newcomer = cost.prefill_token * load.prompt_per_answer;
+  const double beginning = load.mean_answer > 0 ? cost.mixed / load.mean_answer : 0;
+  const double newcomer = cost.prefill_token * load.prompt_per_answer + beginning;
   const double step = cost.step + rows * row + (rows - sequences) * newcomer;
+  // A prompt beside decodes takes a step for each chunk.
+  const auto prompt = [&](double tokens) {
+    if (ahead == 0) return cost.step + cost.prefill_token * tokens;
+    const double steps = std::max(1.0, tokens / chunk);
+    return steps * (cost.step + (rows - sequences) * row + cost.mixed) +
+           cost.prefill_token * tokens;
+  };
 
-  // In a full batch one of `places` sequences ends every mean_answer / places steps.
+  // In a full batch one of `places` sequences ends every so many steps / places.
+  const double steps = load.mean_answer * (1 + load.prompt_per_answer / chunk);
   const double excess = ahead + sequences - places;
-  const double wait = excess > 0
-                          ? excess * load.mean_answer / places * (step + sequences * newcomer)
-                          : cost.prefill_token * static_cast<double>(load.prompt_tokens);
-  const double own =
-      cost.step + cost.prefill_token * prompt_tokens + std::max(0.0, decode_tokens - 1) * step;
+  const double before = static_cast<double>(load.prompt_tokens);
+  const double wait = excess > 0   ? excess * steps / places * (step + sequences * newcomer)
+                      : before > 0 ? prompt(before)
+                                   : 0;
+  const double own = prompt(prompt_tokens) + std::max(0.0, decode_tokens - 1) * step;
   return {.wait = absl::Seconds(wait), .total = absl::Seconds(wait + own)};
 }
 

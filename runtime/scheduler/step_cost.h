@@ -17,6 +17,8 @@ struct StepWork {
   uint32_t prefill_tokens = 0;
   uint32_t decode_rows = 0;
   uint64_t context = 0;  // positions before each row, summed over rows
+
+  bool mixed() const { return prefill_tokens > 0 && decode_rows > 0; }
 };
 
 /// Seconds of a step.
@@ -25,10 +27,11 @@ struct StepCost {
   double prefill_token = 0;  // each more token of a prompt
   double decode_row = 0;     // each more sequence that decodes
   double context = 0;        // each position that a row may attend to
+  double mixed = 0;          // a prompt beside decodes: weights are read once for each of them
 
   double Seconds(const StepWork& work) const {
     return step + prefill_token * work.prefill_tokens + decode_row * work.decode_rows +
-           context * static_cast<double>(work.context);
+           context * static_cast<double>(work.context) + (work.mixed() ? mixed : 0);
   }
 };
 
@@ -47,7 +50,7 @@ class StepCostFit {
  private:
   double WeightOf(const StepWork& work, double seconds) const;
 
-  static constexpr size_t kTerms = 4;
+  static constexpr size_t kTerms = 5;
   static constexpr size_t kMinSteps = 32;
   static constexpr size_t kStepsPerFit = 16;
   using Vector = std::array<double, kTerms>;
@@ -68,6 +71,7 @@ struct Load {
   double mean_context = 0;       // positions of a sequence that decodes
   double prompt_per_answer = 0;  // tokens: who ends makes room for another, whose prompt takes time
   uint32_t max_batch_size = 1;   // sequences at once
+  uint32_t chunk_tokens = ~0u;   // of a prompt, in a step beside decodes
 };
 
 /// When a new request would be served, from now.

@@ -8,7 +8,7 @@ namespace firesteel {
 namespace {
 
 const StepCost kTrue = {
-    .step = 0.002, .prefill_token = 0.0001, .decode_row = 0.0005, .context = 1e-7};
+    .step = 0.002, .prefill_token = 0.0001, .decode_row = 0.0005, .context = 1e-7, .mixed = 0.003};
 
 TEST(StepCostFit, FindsTheModelBehindNoisySteps) {
   std::mt19937 random(1);
@@ -28,6 +28,7 @@ TEST(StepCostFit, FindsTheModelBehindNoisySteps) {
   EXPECT_NEAR(cost.prefill_token, kTrue.prefill_token, 0.1 * kTrue.prefill_token);
   EXPECT_NEAR(cost.decode_row, kTrue.decode_row, 0.05 * kTrue.decode_row);
   EXPECT_NEAR(cost.context, kTrue.context, 0.2 * kTrue.context);
+  EXPECT_NEAR(cost.mixed, kTrue.mixed, 0.1 * kTrue.mixed);
 }
 
 TEST(StepCostFit, FollowsAChange) {
@@ -79,23 +80,42 @@ TEST(EstimateService, Table) {
   EXPECT_EQ(wait({.max_batch_size = 4}), 0);
   // Beside two others: longer steps, but no waiting.
   const Load two = {.sequences = 2, .mean_answer = 40, .max_batch_size = 4};
-  EXPECT_NEAR(seconds(two, 100, 11), 0.110 + 10 * 0.016, 1e-9);
+  EXPECT_NEAR(seconds(two, 100, 11), 0.114 + 10 * 0.016, 1e-9);
   // Their prompts come first.
   Load prompts = two;
   prompts.prompt_tokens = 300;
-  EXPECT_NEAR(seconds(prompts, 100, 11), 0.300 + 0.110 + 10 * 0.016, 1e-9);
-  EXPECT_NEAR(wait(prompts), 0.300, 1e-9);
+  EXPECT_NEAR(seconds(prompts, 100, 11), 0.314 + 0.114 + 10 * 0.016, 1e-9);
+  EXPECT_NEAR(wait(prompts), 0.314, 1e-9);
+  // Beside others a prompt takes a step for each chunk.
+  Load chunks = prompts;
+  chunks.chunk_tokens = 10;
+  EXPECT_NEAR(wait(chunks), 30 * 0.014 + 0.300, 1e-9);
+  EXPECT_NEAR(seconds(chunks, 100, 11), 30 * 0.014 + 0.300 + 10 * 0.014 + 0.100 + 10 * 0.016, 1e-9);
+  EXPECT_NEAR(seconds({.max_batch_size = 4, .chunk_tokens = 10}, 100, 0), 0.110, 1e-9);
   // A full batch of four, as many waiting: five of eight have to go before it comes, one every ten
   // steps.
   const Load full = {.sequences = 4, .waiting = 4, .mean_answer = 40, .max_batch_size = 4};
-  EXPECT_NEAR(seconds(full, 100, 11), 50 * 0.018 + 0.110 + 10 * 0.018, 1e-9);
+  EXPECT_NEAR(seconds(full, 100, 11), 50 * 0.018 + 0.116 + 10 * 0.018, 1e-9);
   EXPECT_NEAR(wait(full), 50 * 0.018, 1e-9);
   // Who ends is followed by another, with two tokens of a prompt for each token of an answer.
   Load busy = full;
   busy.prompt_per_answer = 2;
-  EXPECT_NEAR(seconds(busy, 100, 11), 50 * 0.026 + 0.110 + 10 * 0.024, 1e-9);
+  EXPECT_NEAR(seconds(busy, 100, 11), 50 * 0.026 + 0.116 + 10 * 0.024, 1e-9);
+  // In chunks of 40 a place is held for two steps more.
+  busy.chunk_tokens = 40;
+  EXPECT_NEAR(wait(busy), 5 * 42 / 4.0 * 0.026, 1e-9);
   // Two sequences need two places.
-  EXPECT_NEAR(seconds(full, 100, 11, 2), 60 * 0.018 + 0.110 + 10 * 0.018, 1e-9);
+  EXPECT_NEAR(seconds(full, 100, 11, 2), 60 * 0.018 + 0.114 + 10 * 0.018, 1e-9);
+}
+
+// A prompt beside decodes costs more than the sum of both; a new prompt begins once an answer.
+TEST(EstimateService, APromptBesideDecodesCostsMore) {
+  const StepCost cost = {
+      .step = 0.010, .prefill_token = 0.001, .decode_row = 0.002, .mixed = 0.008};
+  const Load two = {.sequences = 2, .mean_answer = 40, .max_batch_size = 4};
+  EXPECT_NEAR(absl::ToDoubleSeconds(EstimateService(cost, two, 100, 11, 1).total),
+              0.114 + 0.008 + 10 * (0.016 + 2 * 0.008 / 40), 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(EstimateService(cost, {}, 100, 1, 1).total), 0.110, 1e-9);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <exception>
+#include <fstream>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -46,6 +47,7 @@ struct Options {
   double ttft_ms = 1000;
   double itl_ms = 100;
   bool json = false;
+  std::string steps;
 };
 
 int Fail(const absl::Status& status) {
@@ -96,9 +98,9 @@ void Declare(CLI::App& app, Options& o) {
 
   const char* const cost = "Cost of a step";
   app.add_option("--cost", o.cost,
-                 "Seconds of a step, and of each prefill token, decode row and position of "
-                 "context in it; measured where not given")
-      ->expected(4)
+                 "Seconds of a step, of each prefill token, decode row and position of context in "
+                 "it, and (or 0) of having both prompts and decodes; measured where not given")
+      ->expected(4, 5)
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1e3))
       ->group(cost);
@@ -171,6 +173,11 @@ void Declare(CLI::App& app, Options& o) {
       ->capture_default_str()
       ->group(output);
   app.add_flag("--json", o.json, "Prints JSON")->group(output);
+  app.add_option(
+         "--steps", o.steps,
+         "Writes a CSV line for each step to this file: of the run with --real, else of the "
+         "simulated one")
+      ->group(output);
 }
 
 absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadModel(const Options& o) {
@@ -186,6 +193,13 @@ void Print(const char* title, const Outcome& outcome, const Options& o) {
   } else {
     std::cout << title << "\n" << ToTable(outcome) << std::flush;
   }
+}
+
+int WriteSteps(const std::string& path, const std::vector<StepRecord>& steps) {
+  if (path.empty()) return 0;
+  std::ofstream file(path);
+  file << ToCsv(steps) << std::flush;
+  return file ? 0 : Fail(absl::UnknownError(absl::StrCat("--steps ", path, ": cannot be written")));
 }
 
 int Run(Options o) {
@@ -221,7 +235,8 @@ int Run(Options o) {
     cost = {.step = o.cost[0],
             .prefill_token = o.cost[1],
             .decode_row = o.cost[2],
-            .context = o.cost[3]};
+            .context = o.cost[3],
+            .mixed = o.cost.size() > 4 ? o.cost[4] : 0};
   }
   if (o.kv_cache_tokens == 0) o.kv_cache_tokens = o.context_tokens * o.engine.max_batch_size;
   o.poisson.max_answer_tokens = static_cast<uint32_t>(o.context_tokens / 2);
@@ -234,23 +249,24 @@ int Run(Options o) {
   if (!o.json) {
     std::cout << absl::StreamFormat(
         "a step takes %.4g s, + %.4g s a prefill token, + %.4g s a decode row, + %.4g s a position "
-        "of context (--cost %.4g,%.4g,%.4g,%.4g)\n\n",
-        cost.step, cost.prefill_token, cost.decode_row, cost.context, cost.step, cost.prefill_token,
-        cost.decode_row, cost.context);
+        "of context, + %.4g s for prompts beside decodes (--cost %s)\n\n",
+        cost.step, cost.prefill_token, cost.decode_row, cost.context, cost.mixed, ToOption(cost));
   }
   const Intake intake = o.static_batches ? Intake::kStatic : Intake::kOpen;
-  const auto simulated =
-      Simulate(*trace, cost, o.engine, o.kv_cache_tokens, o.context_tokens, intake, o.objectives);
+  std::vector<StepRecord> steps;
+  std::vector<StepRecord>* const wanted = o.steps.empty() ? nullptr : &steps;
+  const auto simulated = Simulate(*trace, cost, o.engine, o.kv_cache_tokens, o.context_tokens,
+                                  intake, o.objectives, o.real ? nullptr : wanted);
   if (!simulated.ok()) return Fail(simulated.status());
   Print("simulated", *simulated, o);
-  if (!o.real) return 0;
+  if (!o.real) return WriteSteps(o.steps, steps);
   EngineOptions real = o.engine;
   real.kv_cache_bytes = KvBlockPool::BlocksFor(o.kv_cache_tokens) *
                         KvBlockPool::BytesPerBlock(weights->config, real.kv_dtype);
-  const auto measured = RunForReal(*trace, weights, real, o.threads, intake, o.objectives);
+  const auto measured = RunForReal(*trace, weights, real, o.threads, intake, o.objectives, wanted);
   if (!measured.ok()) return Fail(measured.status());
   Print("\nmeasured", *measured, o);
-  return 0;
+  return WriteSteps(o.steps, steps);
 }
 
 }  // namespace

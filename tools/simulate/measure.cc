@@ -60,9 +60,9 @@ class CountingSink final : public GenerationSink {
 absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
                                    const std::shared_ptr<const ModelWeights>& weights,
                                    const EngineOptions& options, size_t threads, Intake intake,
-                                   const Objectives& objectives) {
+                                   const Objectives& objectives, std::vector<StepRecord>* steps) {
   WorkerPool pool(threads);
-  Recorder recorder(objectives, options.clock);
+  Recorder recorder(objectives, options.clock, steps);
   const size_t vocab = weights->config.vocab_size;
   auto engine = Engine::Create(weights, std::make_shared<NoText>(), ComputeFor(*weights), options,
                                &pool, &recorder);

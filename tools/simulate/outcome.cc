@@ -41,10 +41,14 @@ void Recorder::OnStep(const StepReport& report) {
   batch_sum_ += report.sequences;
   // What the engine does between two steps is part of what a step takes.
   const absl::Time now = clock_->Now();
-  cost_fit_.Add({.prefill_tokens = report.prefill_tokens,
-                 .decode_rows = report.decode_tokens,
-                 .context = report.context},
-                idle_ ? report.duration : now - step_end_);
+  const absl::Duration duration = idle_ ? report.duration : now - step_end_;
+  const StepWork work = {.prefill_tokens = report.prefill_tokens,
+                         .decode_rows = report.decode_tokens,
+                         .context = report.context};
+  cost_fit_.Add(work, duration);
+  if (steps_ != nullptr) {
+    steps_->push_back({absl::ToDoubleSeconds(now - start_), absl::ToDoubleSeconds(duration), work});
+  }
   step_end_ = now;
   idle_ = false;
   for (const absl::Duration d : report.inter_token_latencies) {
@@ -85,6 +89,11 @@ Outcome Recorder::Finish(double seconds) const {
   return outcome;
 }
 
+std::string ToOption(const StepCost& cost) {
+  return absl::StrFormat("%.4g,%.4g,%.4g,%.4g,%.4g", cost.step, cost.prefill_token, cost.decode_row,
+                         cost.context, cost.mixed);
+}
+
 std::string ToTable(const Outcome& o) {
   std::string refused;
   for (size_t i = 0; i < kNumRejectionReasons; ++i) {
@@ -108,8 +117,7 @@ std::string ToTable(const Outcome& o) {
                         "preemptions\nqueue       %d at most\n",
                         o.cached_tokens, o.prompt_tokens, 100 * o.most_kv, o.preemptions,
                         o.most_waiting);
-  absl::StrAppendFormat(&text, "steps fit   --cost %.4g,%.4g,%.4g,%.4g\n", o.cost.step,
-                        o.cost.prefill_token, o.cost.decode_row, o.cost.context);
+  absl::StrAppend(&text, "steps fit   --cost ", ToOption(o.cost), "\n");
   return text;
 }
 
@@ -140,8 +148,18 @@ std::string ToJson(const Outcome& o) {
                                         {{"step", o.cost.step},
                                          {"prefill_token", o.cost.prefill_token},
                                          {"decode_row", o.cost.decode_row},
-                                         {"context", o.cost.context}}}};
+                                         {"context", o.cost.context},
+                                         {"mixed", o.cost.mixed}}}};
   return json.dump(2) + "\n";
+}
+
+std::string ToCsv(const std::vector<StepRecord>& steps) {
+  std::string text = "end_seconds,seconds,prefill_tokens,decode_rows,context\n";
+  for (const StepRecord& step : steps) {
+    absl::StrAppendFormat(&text, "%.6f,%.6f,%d,%d,%d\n", step.end, step.duration,
+                          step.work.prefill_tokens, step.work.decode_rows, step.work.context);
+  }
+  return text;
 }
 
 }  // namespace firesteel::simulate

@@ -36,6 +36,13 @@ struct Objectives {
   double itl_seconds = 0.1;  // mean between a request's tokens
 };
 
+/// One step, as the engine ran it.
+struct StepRecord {
+  double end = 0;       // seconds since the start
+  double duration = 0;  // from the end of the step before, or from its own start where it was idle
+  StepWork work;
+};
+
 struct Outcome {
   double seconds = 0;  // from the first arrival to the last end
   uint64_t requests = 0;
@@ -63,9 +70,11 @@ struct Outcome {
 /// its result. Thread-safe as both interfaces ask.
 class Recorder final : public EngineObserver, public GenerationSink {
  public:
-  /// `clock` is the engine's, and outlives the recorder.
-  Recorder(const Objectives& objectives, const Clock* clock)
-      : objectives_(objectives), clock_(clock) {}
+  /// `clock` is the engine's; it and `steps`, which are appended to where wanted, outlive the
+  /// recorder.
+  Recorder(const Objectives& objectives, const Clock* clock,
+           std::vector<StepRecord>* steps = nullptr)
+      : objectives_(objectives), clock_(clock), start_(clock->Now()), steps_(steps) {}
 
   void OnRejected(RejectionReason reason) override { ++refused_[static_cast<size_t>(reason)]; }
   void OnStep(const StepReport& report) override;
@@ -80,6 +89,8 @@ class Recorder final : public EngineObserver, public GenerationSink {
  private:
   const Objectives objectives_;
   const Clock* const clock_;
+  const absl::Time start_;
+  std::vector<StepRecord>* const steps_;
   std::array<std::atomic<uint64_t>, kNumRejectionReasons> refused_{};
   // The engine's thread.
   Outcome outcome_;
@@ -91,8 +102,12 @@ class Recorder final : public EngineObserver, public GenerationSink {
   std::vector<double> itl_;
 };
 
+/// As the option --cost takes it.
+std::string ToOption(const StepCost& cost);
 std::string ToTable(const Outcome& outcome);
 std::string ToJson(const Outcome& outcome);
+/// CSV, a line a step: end_seconds, seconds, prefill_tokens, decode_rows, context.
+std::string ToCsv(const std::vector<StepRecord>& steps);
 
 }  // namespace firesteel::simulate
 

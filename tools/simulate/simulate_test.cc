@@ -206,10 +206,26 @@ TEST(Simulate, ATargetBoundsTheTimeBetweenTokens) {
   auto trace = MakeTrace({.requests = 400, .rate = 4, .mean_prompt_tokens = 30});
   for (size_t i = 0; i < trace.size(); i += 10) trace[i].prompt_tokens = 900;
   for (Arrival& a : trace) a.answer_tokens = std::min(a.answer_tokens, 100u);
-  const Outcome free = Play(trace);
+  const Outcome free = Play(trace, {.target_itl = absl::Minutes(1)});
   const Outcome bounded = Play(trace, {.target_itl = absl::Milliseconds(25)});
   EXPECT_GT(free.itl.max, 0.05);
   EXPECT_LT(bounded.itl.p99, 0.03);
+}
+
+// Six streams, and prompts of 900 tokens one after another beside them, or all at once.
+TEST(Simulate, StreamsHardlyFeelALongPrompt) {
+  std::vector<Arrival> trace(6, {.prompt_tokens = 8, .answer_tokens = 700});
+  const Outcome alone = Play(trace);
+  for (const double at : {0.5, 2.0, 3.5}) {
+    trace.push_back({.seconds = at, .prompt_tokens = 900, .answer_tokens = 1});
+  }
+  const Outcome beside = Play(trace);
+  EXPECT_LT(beside.itl.p99, 1.5 * alone.itl.p50);
+  EXPECT_GT(Play(trace, {.target_itl = absl::Minutes(1)}).itl.max, 5 * alone.itl.p50);
+  // Who pays is who waits for the first token, but not without bound.
+  EXPECT_LT(beside.ttft.max, 2.0);
+  for (Arrival& arrival : trace) arrival.seconds = arrival.seconds > 0 ? 0.5 : 0;
+  EXPECT_LT(Play(trace).itl.p99, 2.7 * alone.itl.p50);
 }
 
 TEST(Simulate, WhatNoEngineCouldServeIsAnError) {

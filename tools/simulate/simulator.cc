@@ -100,8 +100,8 @@ ModelConfig TinyConfig(size_t context_tokens) {
 
 absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCost& cost,
                                  EngineOptions options, size_t kv_cache_tokens,
-                                 size_t context_tokens, Intake intake,
-                                 const Objectives& objectives) {
+                                 size_t context_tokens, Intake intake, const Objectives& objectives,
+                                 std::vector<StepRecord>* steps) {
   VirtualClock clock;
   const absl::Time start = clock.Now();
   options.clock = &clock;
@@ -112,7 +112,7 @@ absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCo
   options.kv_cache_bytes = KvBlockPool::BlocksFor(kv_cache_tokens) * block_bytes;
   auto pool = KvBlockPool::Create(weights->config, options.kv_dtype, options.kv_cache_bytes);
   if (!pool.ok()) return pool.status();
-  Recorder recorder(objectives, &clock);
+  Recorder recorder(objectives, &clock, steps);
   EngineCore engine({.weights = weights,
                      .tokenizer = std::make_shared<NoTokenizer>(),
                      .compute = ComputeType::kF32,

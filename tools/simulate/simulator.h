@@ -26,17 +26,18 @@ enum class Intake : uint8_t {
 /// The engine as it is served, but for its model: queue, policy, KV cache and prefix cache are the
 /// real ones, so that what is learned here holds there as far as the cost model does.
 /// `options.clock` is not looked at; kv_cache_tokens positions are cached. InvalidArgument names
-/// the option that is wrong.
+/// the option that is wrong. Where wanted, each step is appended to `steps`.
 absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCost& cost,
                                  EngineOptions options, size_t kv_cache_tokens,
-                                 size_t context_tokens, Intake intake,
-                                 const Objectives& objectives);
+                                 size_t context_tokens, Intake intake, const Objectives& objectives,
+                                 std::vector<StepRecord>* steps = nullptr);
 
 /// The same trace through the engine and a model, in real time.
 absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
                                    const std::shared_ptr<const ModelWeights>& weights,
                                    const EngineOptions& options, size_t threads, Intake intake,
-                                   const Objectives& objectives);
+                                   const Objectives& objectives,
+                                   std::vector<StepRecord>* steps = nullptr);
 
 /// Runs some requests of different lengths through the engine and the model, and fits a cost to
 /// their steps. Takes some hundred steps.
