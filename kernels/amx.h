@@ -1,9 +1,8 @@
-// Products of a few tokens with 8-bit weights on AMX, the matrix unit of Intel's server CPUs.
+// Products of tokens with 8-bit weights on AMX, the matrix unit of Intel's server CPUs.
 //
 // Weights are read where they are, row by row, as the left operand; what is brought into the order
 // that the unit wants is the activations, once for all matrices that read them. So a batch that
-// decodes takes hardly longer than one sequence. (Prompts are another matter: there, packing blocks
-// of the weights pays, see runtime/gemm.)
+// decodes takes hardly longer than one sequence, and a prompt needs no packed copy of the weights.
 
 #ifndef FIRESTEEL_KERNELS_AMX_H_
 #define FIRESTEEL_KERNELS_AMX_H_
@@ -16,7 +15,7 @@
 
 namespace firesteel::kernels {
 
-/// Columns of a tile: two planes of 8 tokens.
+/// Columns of a tile: a plane of a token each.
 inline constexpr size_t kTileColumns = 16;
 /// Four-byte words (neighbours along k) of a tile's column.
 inline constexpr size_t kTileWords = 16;
@@ -27,9 +26,9 @@ struct TileColumns {
   int32_t* words = nullptr;
   size_t depth = 0;  // tiles along k
 
-  /// Words that `columns` columns of `words` words each need.
-  static size_t Words(size_t columns, size_t words) {
-    return (columns + kTileColumns - 1) / kTileColumns * kTileColumns *
+  /// Words that `tokens` tokens need, whose planes have `words` words each.
+  static size_t Words(size_t tokens, size_t words) {
+    return (tokens + kTileColumns - 1) / kTileColumns * 2 * kTileColumns *
            ((words + kTileWords - 1) / kTileWords * kTileWords);
   }
 };
@@ -38,13 +37,13 @@ struct TileColumns {
 /// the SIMD target in use is the one of such CPUs. Thread-safe.
 bool AmxAvailable();
 
-/// Writes `count` words to one column, and zeros behind them to the end of its last tile.
-/// Thread-safe for distinct columns.
-void SetTileColumn(const TileColumns& tiles, size_t column, const int32_t* words, size_t count);
+/// Writes the planes of a row of x to its columns, in the order of a product of `num_rows` rows.
+/// Thread-safe for distinct rows.
+void SetTileColumns(const QuantizedRows& x, size_t row, size_t num_rows, const TileColumns& tiles);
 
 /// y[t, n] for every row t of x and for n in [row_begin, row_end), with the bits of
-/// QuantizedMatMul. w kI8; `tiles` holds the planes of x: row t's high one in column 2t, its low
-/// one in column 2t + 1. Requires AmxAvailable(). Thread-safe for disjoint row ranges of one y.
+/// QuantizedMatMul. w kI8; `tiles` holds the x.rows rows of x. Requires AmxAvailable(). Thread-safe
+/// for disjoint row ranges of one y.
 void AmxMatMul(const QuantizedRows& x, const TileColumns& tiles, const TypedView& w,
                size_t row_begin, size_t row_end, const MatView& y);
 

@@ -18,8 +18,8 @@ class AmxTest : public ::testing::Test {
 };
 
 struct Columns {
-  Columns(size_t columns, size_t words)
-      : memory(TileColumns::Words(columns, words)),
+  Columns(size_t tokens, size_t words)
+      : memory(TileColumns::Words(tokens, words)),
         tiles{memory.data(), (words + kTileWords - 1) / kTileWords} {}
   Guarded<int32_t> memory;
   TileColumns tiles;
@@ -27,8 +27,8 @@ struct Columns {
 
 TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
   for (const size_t cols : {1, 63, 64, 130, 1024, 2304}) {
-    for (const size_t tokens : {1, 2, 7, 8, 9, 17, 40}) {
-      const size_t rows = 1 + random_.Below(90);
+    for (const size_t tokens : {1, 2, 7, 8, 9, 17, 23, 24, 40, 304}) {
+      const size_t rows = 1 + random_.Below(130);
       const size_t stride = RoundUp(cols, kAlignment);
       Guarded<int8_t> bytes(rows * stride);
       std::vector<float> row_scales(rows);
@@ -44,11 +44,10 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
       std::vector<float> scales(tokens);
       const QuantizedRows x{planes.data(),   offsets.data(), scales.data(), high_sums.data(),
                             low_sums.data(), tokens,         cols,          plane};
-      Columns columns(2 * tokens, plane / 4);
+      Columns columns(tokens, plane / 4);
       for (size_t t = 0; t < tokens; ++t) {
         QuantizeActivations(random_.Floats(cols).data(), x, t);
-        SetTileColumn(columns.tiles, 2 * t, reinterpret_cast<int32_t*>(x.High(t)), plane / 4);
-        SetTileColumn(columns.tiles, 2 * t + 1, reinterpret_cast<int32_t*>(x.Low(t)), plane / 4);
+        SetTileColumns(x, t, tokens, columns.tiles);
       }
       std::vector<float> expected(tokens * rows);
       QuantizedMatMul(x, w, 0, rows, {expected.data(), tokens, rows, rows});

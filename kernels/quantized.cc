@@ -537,29 +537,6 @@ void QuantizedMaskedMatVecImpl(const QuantizedRows& x, const TypedView& w, const
       [&](size_t) { return out + begin; });
 }
 
-void CombinePlanesImpl(const int32_t* high, const int32_t* low, float scale,
-                       const float* row_scales, size_t num, float* y) {
-  const hn::CappedTag<float, 16> df;
-  const hn::RebindToSigned<decltype(df)> di;
-  const size_t lanes = hn::Lanes(df);
-  const auto combine = [&](auto h, auto l, auto row_scale) HWY_ATTR {
-    const auto product =
-        hn::MulAdd(hn::ConvertTo(df, h), hn::Set(df, 256.0f), hn::ConvertTo(df, l));
-    return hn::Mul(product, hn::Mul(row_scale, hn::Set(df, scale)));
-  };
-  size_t i = 0;
-  for (; i + lanes <= num; i += lanes) {
-    hn::StoreU(
-        combine(hn::LoadU(di, high + i), hn::LoadU(di, low + i), hn::LoadU(df, row_scales + i)), df,
-        y + i);
-  }
-  if (const size_t n = num - i; n != 0) {
-    hn::StoreN(combine(hn::LoadN(di, high + i, n), hn::LoadN(di, low + i, n),
-                       hn::LoadN(df, row_scales + i, n)),
-               df, y + i, n);
-  }
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace firesteel::kernels
 HWY_AFTER_NAMESPACE();
@@ -570,7 +547,6 @@ namespace firesteel::kernels {
 HWY_EXPORT(QuantizeActivationsImpl);
 HWY_EXPORT(QuantizeWeightsI8Impl);
 HWY_EXPORT(QuantizeWeightsI4Impl);
-HWY_EXPORT(CombinePlanesImpl);
 HWY_EXPORT(QuantizedMatMulImpl);
 HWY_EXPORT(QuantizedMaskedMatVecImpl);
 
@@ -625,11 +601,6 @@ void QuantizedMaskedMatVec(const QuantizedRows& x, const TypedView& w, const uin
                            size_t begin, size_t end, float* out) {
   HWY_DASSERT(IsQuantized(w.dtype) && x.cols == w.cols && begin <= end);
   HWY_DYNAMIC_DISPATCH(QuantizedMaskedMatVecImpl)(x, w, active, begin, end, out);
-}
-
-void CombinePlanes(const int32_t* high, const int32_t* low, float scale, const float* row_scales,
-                   size_t num, float* y) {
-  HWY_DYNAMIC_DISPATCH(CombinePlanesImpl)(high, low, scale, row_scales, num, y);
 }
 
 }  // namespace firesteel::kernels

@@ -81,12 +81,6 @@ void QuantizedMatMul(const QuantizedRows& x, const TypedView& w, size_t row_begi
 void QuantizedMaskedMatVec(const QuantizedRows& x, const TypedView& w, const uint32_t* active,
                            size_t begin, size_t end, float* out);
 
-/// What QuantizedMatMul makes of the sums of products of 8-bit weights with the two planes of one
-/// row, for those who add them up elsewhere: y[n] = (256 · high[n] + low[n]) · scale ·
-/// row_scales[n], n < num.
-void CombinePlanes(const int32_t* high, const int32_t* low, float scale, const float* row_scales,
-                   size_t num, float* y);
-
 }  // namespace firesteel::kernels
 
 #endif  // FIRESTEEL_KERNELS_QUANTIZED_H_

@@ -45,7 +45,7 @@ void MatMul(benchmark::State& state) {
                         depth};
   const auto values = NormalFloats(depth);
   for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), x, t);
-  AlignedVector<int32_t> words(TileColumns::Words(2 * tokens, depth / 4));
+  AlignedVector<int32_t> words(TileColumns::Words(tokens, depth / 4));
   const TileColumns tiles{words.data(), depth / 64};
   const bool amx = state.range(3) == 2;
   if (amx && !AmxAvailable()) return state.SkipWithError("no AMX here");
@@ -75,6 +75,8 @@ BENCHMARK(MatMul)
     ->Args({1, 4096, 2304, 2})
     ->Args({8, 4096, 2304, 2})
     ->Args({8, 256, 2304, 2})
+    ->Args({256, 4096, 2304, 2})
+    ->Args({256, 224, 2304, 2})
     ->Args({1, 13824, 1024, 1})
     ->Args({1, 4096, 2304, 1})
     ->Args({8, 4096, 2304, 1})

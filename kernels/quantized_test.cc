@@ -275,27 +275,6 @@ TEST_P(QuantizedTest, MaskedMatVecHasTheBitsOfMatMul) {
   }
 }
 
-TEST_P(QuantizedTest, CombinedPlanesHaveTheBitsOfMatMul) {
-  const size_t cols = 150, rows = 37;
-  Weights w(random_, DType::kI8, rows, cols);
-  Activations q(1, cols);
-  QuantizeActivations(random_.Floats(cols).data(), q.view(), 0);
-  std::vector<float> expected(rows);
-  QuantizedMatMul(q.view(), w.view(), 0, rows, {expected.data(), 1, rows, rows});
-  std::vector<int32_t> high(rows), low(rows);
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t c = 0; c < cols; ++c) {
-      const int weight = w.view().Row<int8_t>(r)[c];
-      high[r] += weight * q.view().High(0)[c];
-      low[r] += weight * q.view().Low(0)[c];
-    }
-  }
-  Guarded<float> y(rows);
-  CombinePlanes(high.data(), low.data(), q.scales[0], w.row_scales.data(), rows, y.data());
-  EXPECT_TRUE(SameBits(y.span(), expected));
-  EXPECT_TRUE(y.GuardsIntact());
-}
-
 // Integers are exact: for 8-bit weights every target gives the same bits.
 TEST(QuantizedTargetsTest, EightBitsAreTheSameOnAllTargets) {
   Random random(5);

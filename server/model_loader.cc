@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "kernels/amx.h"
 #include "kernels/simd_target.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/packed_file.h"
@@ -43,6 +44,13 @@ class WaitingSink final : public GenerationSink {
   absl::Notification done_;
   GenerationResult result_;
 };
+
+// What multiplies prompts and batches, for the log.
+std::string MatrixUnits(const ModelWeights& weights, ComputeType compute) {
+  if (compute == ComputeType::kBF16) return gemm::Description();
+  if (!weights.types.Has(kernels::DType::kI8)) return "not used";
+  return kernels::AmxAvailable() ? "AMX" : "none";
+}
 
 }  // namespace
 
@@ -91,9 +99,7 @@ absl::StatusOr<ServedModel> LoadModel(const ModelSpec& spec, const ServerOptions
                               ? "shared"
                               : "copy"},
        {"compute", ComputeTypeName(*compute)},
-       {"matrix_units", (*weights)->types.Has(kernels::DType::kI8) || *compute == ComputeType::kBF16
-                            ? gemm::Description()
-                            : "not used"},
+       {"matrix_units", MatrixUnits(**weights, *compute)},
        {"sublinear_head", *model.engine->options().sublinear_head ? "on" : "off"},
        {"kv_cache_type", DTypeName(model.engine->options().kv_dtype)},
        {"kv_cache_bytes", model.engine->options().kv_cache_bytes},

@@ -13,24 +13,19 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/tensor.h"
 
 namespace firesteel::gemm {
 
-enum class Type : uint8_t { kInt8, kBF16 };
-
-constexpr size_t SizeOf(Type type) { return type == Type::kInt8 ? 1 : 2; }
-
 /// The packed weights of a block [depth, cols], which PackBlock writes and BlockProduct reads, are
-/// [cols / 64][depth / group][64][group]: the elements that the CPU multiplies at once, 4 bytes of
-/// one output, lie side by side.
+/// [cols / 64][depth / 2][64][2]: the elements that the CPU multiplies at once, two of one output,
+/// lie side by side.
 inline constexpr size_t kPackCols = 64;
-constexpr size_t PackGroup(Type type) { return 4 / SizeOf(type); }
 
 /// Depths are multiples of this.
 inline constexpr size_t kDepthGrain = 64;
 
 struct BlockShape {
-  Type type = Type::kInt8;
   size_t rows = 0;
   size_t depth = 0;
   size_t cols = 0;
@@ -43,9 +38,9 @@ class BlockProduct {
   static absl::StatusOr<std::unique_ptr<BlockProduct>> Create(const BlockShape& shape);
   virtual ~BlockProduct() = default;
 
-  /// x [rows, depth], packed weights [depth, cols], c [rows, cols] of int32 or float; all dense and
-  /// aligned to 64 bytes. On the calling thread alone.
-  virtual absl::Status Run(const void* x, const void* packed, void* c) = 0;
+  /// x [rows, depth], packed weights [depth, cols], c [rows, cols]; all dense and aligned to 64
+  /// bytes. On the calling thread alone.
+  virtual absl::Status Run(const kernels::BF16* x, const kernels::BF16* packed, float* c) = 0;
 };
 
 /// OK if oneDNN is there and may use the matrix units; else why not.

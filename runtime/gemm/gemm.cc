@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -63,25 +62,18 @@ const Backend& TheBackend() {
 }
 
 // Rows [begin, end) of x from column k on, dense with `depth` columns; zeros where x ends.
-template <typename T>
-void CopyTile(const View<const T>& x, size_t begin, size_t k, size_t depth, T* tile) {
+void CopyTile(const View<const BF16>& x, size_t begin, size_t k, size_t depth, BF16* tile) {
   const size_t cols = std::min(depth, x.cols - k);
   for (size_t r = 0; r < kTileRows; ++r, tile += depth) {
     const size_t valid = begin + r < x.rows ? cols : 0;
-    if (valid != 0) std::memcpy(tile, x.Row(begin + r) + k, valid * sizeof(T));
-    std::memset(static_cast<void*>(tile + valid), 0, (depth - valid) * sizeof(T));
+    if (valid != 0) std::memcpy(tile, x.Row(begin + r) + k, valid * sizeof(BF16));
+    std::memset(static_cast<void*>(tile + valid), 0, (depth - valid) * sizeof(BF16));
   }
 }
 
-template <typename T>
-void AddRow(const T* from, size_t n, bool first, T* to) {
+void AddRow(const float* from, size_t n, bool first, float* to) {
   if (first) {
-    std::memcpy(to, from, n * sizeof(T));
-  } else if constexpr (std::is_same_v<T, int32_t>) {
-    // Unsigned, as a sum over part of K may leave the range that the whole stays in.
-    for (size_t i = 0; i < n; ++i) {
-      to[i] = static_cast<int32_t>(static_cast<uint32_t>(to[i]) + static_cast<uint32_t>(from[i]));
-    }
+    std::memcpy(to, from, n * sizeof(float));
   } else {
     for (size_t i = 0; i < n; ++i) to[i] += from[i];
   }
@@ -96,7 +88,7 @@ const std::string& Description() { return TheBackend().description; }
 struct Gemm::State {
   absl::StatusOr<BlockProduct*> Product(const BlockShape& shape) {
     for (const auto& [known, product] : products) {
-      if (known.type == shape.type && known.depth == shape.depth && known.cols == shape.cols) {
+      if (known.depth == shape.depth && known.cols == shape.cols) {
         return product.get();
       }
     }
@@ -106,73 +98,11 @@ struct Gemm::State {
     return products.back().second.get();
   }
 
-  template <typename T, typename C>
-  absl::Status Multiply(const View<const T>& x, const View<const T>& w, WeightLayout layout,
-                        size_t row_begin, size_t row_end, const View<C>& c);
-
   std::vector<std::pair<BlockShape, std::unique_ptr<BlockProduct>>> products;
   Buffer tokens;   // the part of x at hand, where x itself will not do
   Buffer weights;  // a packed block
   Buffer sums;     // of a tile of tokens and a block
 };
-
-template <typename T, typename C>
-absl::Status Gemm::State::Multiply(const View<const T>& x, const View<const T>& w,
-                                   WeightLayout layout, size_t row_begin, size_t row_end,
-                                   const View<C>& c) {
-  constexpr Type kType = sizeof(T) == 1 ? Type::kInt8 : Type::kBF16;
-  const bool out_in = layout == WeightLayout::kOutIn;
-  const size_t outputs = out_in ? w.rows : w.cols;
-  const size_t inputs = out_in ? w.cols : w.rows;
-  if (inputs != x.cols || row_begin > row_end || row_end > outputs || c.rows < x.rows ||
-      c.cols < outputs || x.stride < x.cols || w.stride < w.cols || c.stride < c.cols) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "gemm: x [", x.rows, ", ", x.cols, "], weights [", outputs, ", ", inputs, "], outputs ",
-        row_begin, " to ", row_end, " and c [", c.rows, ", ", c.cols, "] do not fit together"));
-  }
-  if (x.rows == 0 || row_begin == row_end) return absl::OkStatus();
-  if (x.cols == 0) {
-    for (size_t m = 0; m < x.rows; ++m) {
-      std::fill(c.Row(m) + row_begin, c.Row(m) + row_end, C{0});
-    }
-    return absl::OkStatus();
-  }
-  const size_t parts = (x.cols + kMaxDepth - 1) / kMaxDepth;
-  const size_t depth = RoundUp((x.cols + parts - 1) / parts, kDepthGrain);
-  const bool in_place = x.cols == depth && x.stride == depth;
-  const size_t tiles_end = RoundUp(x.rows, kTileRows);
-  T* const packed = weights.AtLeast<T>(kBlockCols * depth);
-  C* const sum = sums.AtLeast<C>(kTileRows * kBlockCols);
-  // Where x is used in place, only its last, incomplete tile is copied.
-  const size_t first_copied = in_place ? x.rows / kTileRows * kTileRows : 0;
-  T* const copies = tokens.AtLeast<T>((tiles_end - first_copied) * depth);
-  for (size_t k = 0; k < x.cols; k += depth) {
-    for (size_t m = first_copied; m < tiles_end; m += kTileRows) {
-      CopyTile(x, m, k, depth, copies + (m - first_copied) * depth);
-    }
-    for (size_t n = row_begin; n < row_end; n += kBlockCols) {
-      const size_t valid = std::min(kBlockCols, row_end - n);
-      const size_t cols = RoundUp(valid, kPackCols);
-      const auto product = Product({kType, kTileRows, depth, cols});
-      if (!product.ok()) return product.status();
-      PackBlock({.data = out_in ? w.Row(n) + k : w.Row(k) + n,
-                 .type = kType,
-                 .layout = layout,
-                 .stride = w.stride,
-                 .depth = std::min(depth, x.cols - k),
-                 .cols = valid},
-                depth, packed);
-      for (size_t m = 0; m < tiles_end; m += kTileRows) {
-        const T* tile = m < first_copied ? x.Row(m) : copies + (m - first_copied) * depth;
-        if (absl::Status s = (*product)->Run(tile, packed, sum); !s.ok()) return s;
-        for (size_t r = 0; r < std::min(kTileRows, x.rows - m); ++r) {
-          AddRow(sum + r * cols, valid, k == 0, c.Row(m + r) + n);
-        }
-      }
-    }
-  }
-  return absl::OkStatus();
-}
 
 Gemm::Gemm(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Gemm::~Gemm() = default;
@@ -182,21 +112,50 @@ absl::StatusOr<std::unique_ptr<Gemm>> Gemm::Create() {
   return std::unique_ptr<Gemm>(new Gemm(std::make_unique<State>()));
 }
 
-absl::Status Gemm::Int8(const View<const int8_t>& x, const View<const int8_t>& w,
-                        WeightLayout layout, size_t row_begin, size_t row_end,
-                        const View<int32_t>& c) {
-  if (x.cols > kMaxInt8Depth) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("gemm: sums of ", x.cols, " products of int8 may leave int32; the limit is ",
-                     kMaxInt8Depth));
+absl::Status Gemm::Multiply(const View<const BF16>& x, const View<const BF16>& w, size_t row_begin,
+                            size_t row_end, const View<float>& c) {
+  if (w.cols != x.cols || row_begin > row_end || row_end > w.rows || c.rows < x.rows ||
+      c.cols < w.rows || x.stride < x.cols || w.stride < w.cols || c.stride < c.cols) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "gemm: x [", x.rows, ", ", x.cols, "], weights [", w.rows, ", ", w.cols, "], outputs ",
+        row_begin, " to ", row_end, " and c [", c.rows, ", ", c.cols, "] do not fit together"));
   }
-  return state_->Multiply(x, w, layout, row_begin, row_end, c);
-}
-
-absl::Status Gemm::BF16(const View<const kernels::BF16>& x, const View<const kernels::BF16>& w,
-                        WeightLayout layout, size_t row_begin, size_t row_end,
-                        const View<float>& c) {
-  return state_->Multiply(x, w, layout, row_begin, row_end, c);
+  if (x.rows == 0 || row_begin == row_end) return absl::OkStatus();
+  if (x.cols == 0) {
+    for (size_t m = 0; m < x.rows; ++m) {
+      std::fill(c.Row(m) + row_begin, c.Row(m) + row_end, 0.0f);
+    }
+    return absl::OkStatus();
+  }
+  const size_t parts = (x.cols + kMaxDepth - 1) / kMaxDepth;
+  const size_t depth = RoundUp((x.cols + parts - 1) / parts, kDepthGrain);
+  const bool in_place = x.cols == depth && x.stride == depth;
+  const size_t tiles_end = RoundUp(x.rows, kTileRows);
+  BF16* const packed = state_->weights.AtLeast<BF16>(kBlockCols * depth);
+  float* const sum = state_->sums.AtLeast<float>(kTileRows * kBlockCols);
+  // Where x is used in place, only its last, incomplete tile is copied.
+  const size_t first_copied = in_place ? x.rows / kTileRows * kTileRows : 0;
+  BF16* const copies = state_->tokens.AtLeast<BF16>((tiles_end - first_copied) * depth);
+  for (size_t k = 0; k < x.cols; k += depth) {
+    for (size_t m = first_copied; m < tiles_end; m += kTileRows) {
+      CopyTile(x, m, k, depth, copies + (m - first_copied) * depth);
+    }
+    for (size_t n = row_begin; n < row_end; n += kBlockCols) {
+      const size_t valid = std::min(kBlockCols, row_end - n);
+      const size_t cols = RoundUp(valid, kPackCols);
+      const auto product = state_->Product({kTileRows, depth, cols});
+      if (!product.ok()) return product.status();
+      PackBlock({w.Row(n) + k, valid, std::min(depth, x.cols - k), w.stride}, depth, packed);
+      for (size_t m = 0; m < tiles_end; m += kTileRows) {
+        const BF16* tile = m < first_copied ? x.Row(m) : copies + (m - first_copied) * depth;
+        if (absl::Status s = (*product)->Run(tile, packed, sum); !s.ok()) return s;
+        for (size_t r = 0; r < std::min(kTileRows, x.rows - m); ++r) {
+          AddRow(sum + r * cols, valid, k == 0, c.Row(m + r) + n);
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace firesteel::gemm

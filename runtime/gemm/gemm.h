@@ -1,4 +1,5 @@
-// Dense products of many tokens with a weight matrix, x · wᵀ, on the CPU's matrix units (AMX).
+// Dense products of many tokens with a weight matrix in bf16, x · wᵀ, on the CPU's matrix units
+// (AMX). For weights of 8 bits see kernels/amx.h.
 //
 // The one place that knows oneDNN. Where the build or the CPU has none of it, Available() says so
 // and callers take kernels/matmul.h; the interface is the same on every machine.
@@ -32,18 +33,12 @@ struct View {
   T* Row(size_t row) const { return data + row * stride; }
 };
 
-/// How weights lie in memory: one row per output [N, K], or one row per input [K, N].
-enum class WeightLayout : uint8_t { kOutIn, kInOut };
-
-/// The longest sum of Int8: further ones could leave the range of int32.
-inline constexpr size_t kMaxInt8Depth = 65536;
-
 /// Callers cut N among threads at multiples of this where they can: other cuts give the same bits
 /// and cost the product of a whole block.
 inline constexpr size_t kRowGrain = 64;
 
 /// Whether this build and this CPU multiply on matrix units, and the operating system lets them.
-/// Found out once, by a small product of each type. Thread-safe.
+/// Found out once, by a small product. Thread-safe.
 bool Available();
 
 /// What multiplies, for logs: "oneDNN 2.6.3, avx512_core_amx", or why there is nothing.
@@ -65,19 +60,13 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  /// c[m, n] = Σ_k x[m, k] · w[n, k], exactly, for every token m and n in [row_begin, row_end).
-  ///
-  /// x [M, K], c [M, N]; w [N, K] or, with kInOut, [K, N]. InvalidArgument for shapes that do not
-  /// fit and for K > kMaxInt8Depth; Internal if oneDNN fails, c then being undefined.
-  absl::Status Int8(const View<const int8_t>& x, const View<const int8_t>& w, WeightLayout layout,
-                    size_t row_begin, size_t row_end, const View<int32_t>& c);
-
   /// c[m, n] = Σ_k x[m, k] · w[n, k] in f32, for every token m and n in [row_begin, row_end).
   ///
-  /// Shapes and errors as for Int8. The bits of c[m, n] depend on x[m, :], w[n, :] and K only:
-  /// neither on M, on m, on the range nor on the layout. Denormals count as zero.
-  absl::Status BF16(const View<const kernels::BF16>& x, const View<const kernels::BF16>& w,
-                    WeightLayout layout, size_t row_begin, size_t row_end, const View<float>& c);
+  /// x [M, K], w [N, K], c [M, N]. The bits of c[m, n] depend on x[m, :], w[n, :] and K only:
+  /// neither on M, on m nor on the range. Denormals count as zero. InvalidArgument for shapes that
+  /// do not fit; Internal if oneDNN fails, c then being undefined.
+  absl::Status Multiply(const View<const kernels::BF16>& x, const View<const kernels::BF16>& w,
+                        size_t row_begin, size_t row_end, const View<float>& c);
 
  private:
   struct State;

@@ -10,9 +10,7 @@ namespace {
 constexpr size_t kLine = 16;  // groups of 4 bytes in a cache line
 
 // 16 bytes as SSE2 and every later CPU interleaves them; elsewhere the compiler makes do.
-using Bytes = uint8_t __attribute__((vector_size(16)));
 using Words = uint32_t __attribute__((vector_size(16)));
-using Halves = uint16_t __attribute__((vector_size(16)));
 
 template <typename V>
 V Load(const void* from) {
@@ -23,20 +21,6 @@ V Load(const void* from) {
 template <typename V>
 void Store(V v, void* to) {
   std::memcpy(to, &v, sizeof(v));
-}
-
-Bytes ZipLower(Bytes a, Bytes b) {
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-Bytes ZipUpper(Bytes a, Bytes b) {
-  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                 31);
-}
-Halves ZipLower(Halves a, Halves b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-Halves ZipUpper(Halves a, Halves b) {
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
 
 // 4 × 4 groups.
@@ -55,11 +39,11 @@ void Transpose(const uint8_t* from, size_t stride, uint32_t* to) {
   Store(Words(__builtin_shufflevector(upper01, upper23, 2, 3, 6, 7)), to + 3 * kPackCols);
 }
 
-// Weights [N, K], elements of any size as bytes. A panel of 64 outputs is transposed in groups of
+// Weights [N, K] as bytes. A panel of 64 outputs is transposed in groups of
 // 4 bytes, a cache line of 16 rows at a time: rows are read to their end, so that 16 streams come
 // from memory, and the panel is written as whole lines.
-void PackPanelOutIn(const uint8_t* from, size_t stride, size_t rows, size_t bytes, size_t depth,
-                    uint32_t* panel) {
+void PackPanel(const uint8_t* from, size_t stride, size_t rows, size_t bytes, size_t depth,
+               uint32_t* panel) {
   const size_t whole = bytes / (4 * kLine) * kLine;  // groups
   for (size_t j = 0; j < kPackCols; j += kLine) {
     const size_t count = rows > j ? std::min(kLine, rows - j) : 0;
@@ -69,8 +53,8 @@ void PackPanelOutIn(const uint8_t* from, size_t stride, size_t rows, size_t byte
       for (; g < whole; g += kLine) {
         const uint8_t* corner = from + j * stride + 4 * g;
         uint32_t* to = panel + g * kPackCols + j;
-        // Fetched meanwhile: the same line of the next rows. Without it int8 comes from memory a
-        // quarter slower.
+        // Fetched meanwhile: the same line of the next rows. Without it bytes come from memory
+        // a quarter slower.
         for (size_t r = kLine; r < ahead; ++r) __builtin_prefetch(corner + r * stride);
         for (size_t r = 0; r < kLine; r += 4) {
           for (size_t i = 0; i < kLine; i += 4) {
@@ -91,84 +75,15 @@ void PackPanelOutIn(const uint8_t* from, size_t stride, size_t rows, size_t byte
   }
 }
 
-// 64 elements of each of the rows of a group, side by side.
-void Interleave(const uint8_t* row, size_t stride, uint8_t* to) {
-  for (size_t j = 0; j < kPackCols; j += 16, to += 64) {
-    const auto r0 = Load<Bytes>(row + j);
-    const auto r1 = Load<Bytes>(row + j + stride);
-    const auto r2 = Load<Bytes>(row + j + 2 * stride);
-    const auto r3 = Load<Bytes>(row + j + 3 * stride);
-    const auto lower01 = reinterpret_cast<Halves>(ZipLower(r0, r1));
-    const auto upper01 = reinterpret_cast<Halves>(ZipUpper(r0, r1));
-    const auto lower23 = reinterpret_cast<Halves>(ZipLower(r2, r3));
-    const auto upper23 = reinterpret_cast<Halves>(ZipUpper(r2, r3));
-    Store(ZipLower(lower01, lower23), to);
-    Store(ZipUpper(lower01, lower23), to + 16);
-    Store(ZipLower(upper01, upper23), to + 32);
-    Store(ZipUpper(upper01, upper23), to + 48);
-  }
-}
-void Interleave(const uint16_t* row, size_t stride, uint16_t* to) {
-  for (size_t j = 0; j < kPackCols; j += 8, to += 16) {
-    const auto r0 = Load<Halves>(row + j);
-    const auto r1 = Load<Halves>(row + j + stride);
-    Store(ZipLower(r0, r1), to);
-    Store(ZipUpper(r0, r1), to + 8);
-  }
-}
-
-// Weights [K, N]: the rows of a group are interleaved. Each row is read over all panels before the
-// next, as a panel alone has but a line or two of it.
-template <typename T>
-void PackInOut(const WeightBlock& block, size_t depth, T* packed) {
-  constexpr size_t kGroup = 4 / sizeof(T);
-  constexpr size_t kAhead = 8;  // groups that are fetched meanwhile
-  const T* from = static_cast<const T*>(block.data);
-  for (size_t k = 0; k < depth; k += kGroup) {
-    const bool whole_group = k + kGroup <= block.depth;
-    const T* row = from + k * block.stride;
-    const bool more = k + (kAhead + 1) * kGroup <= block.depth;
-    for (size_t n = 0; n < block.cols; n += kPackCols) {
-      T* to = packed + n * depth + k * kPackCols;
-      if (more) {
-        for (size_t i = 0; i < kGroup; ++i) {
-          const T* ahead = row + (kAhead * kGroup + i) * block.stride + n;
-          for (size_t j = 0; j < kPackCols * sizeof(T); j += 64) {
-            __builtin_prefetch(reinterpret_cast<const char*>(ahead) + j);
-          }
-        }
-      }
-      if (whole_group && n + kPackCols <= block.cols) {
-        Interleave(row + n, block.stride, to);
-        continue;
-      }
-      for (size_t j = 0; j < kPackCols; ++j) {
-        for (size_t i = 0; i < kGroup; ++i) {
-          const bool inside = n + j < block.cols && k + i < block.depth;
-          to[j * kGroup + i] = inside ? row[i * block.stride + n + j] : T{0};
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
-void PackBlock(const WeightBlock& block, size_t depth, void* packed) {
-  const size_t size = SizeOf(block.type);
-  if (block.layout == WeightLayout::kInOut) {
-    if (block.type == Type::kInt8) {
-      PackInOut(block, depth, static_cast<uint8_t*>(packed));
-    } else {
-      PackInOut(block, depth, static_cast<uint16_t*>(packed));
-    }
-    return;
-  }
-  const auto* from = static_cast<const uint8_t*>(block.data);
-  const size_t groups = depth / PackGroup(block.type);
-  for (size_t n = 0; n < block.cols; n += kPackCols) {
-    PackPanelOutIn(from + n * block.stride * size, block.stride * size, block.cols - n,
-                   block.depth * size, groups, static_cast<uint32_t*>(packed) + n * groups);
+void PackBlock(const View<const kernels::BF16>& w, size_t depth, kernels::BF16* packed) {
+  constexpr size_t kSize = sizeof(kernels::BF16);
+  const auto* from = reinterpret_cast<const uint8_t*>(w.data);
+  const size_t groups = depth * kSize / sizeof(uint32_t);
+  for (size_t n = 0; n < w.rows; n += kPackCols) {
+    PackPanel(from + n * w.stride * kSize, w.stride * kSize, w.rows - n, w.cols * kSize, groups,
+              reinterpret_cast<uint32_t*>(packed) + n * groups);
   }
 }
 

@@ -10,20 +10,10 @@
 
 namespace firesteel::gemm {
 
-/// A part of a weight matrix: `cols` outputs × `depth` inputs from `data` on, the elements of
-/// `type`, `stride` elements from one row in memory to the next.
-struct WeightBlock {
-  const void* data = nullptr;
-  Type type = Type::kInt8;
-  WeightLayout layout = WeightLayout::kOutIn;
-  size_t stride = 0;
-  size_t depth = 0;
-  size_t cols = 0;
-};
-
-/// Writes the block to `packed`, with zeros up to `depth` ≥ block.depth, a multiple of kDepthGrain,
-/// and up to the next multiple of kPackCols outputs. `packed` is aligned to 64 bytes.
-void PackBlock(const WeightBlock& block, size_t depth, void* packed);
+/// Writes the part of a weight matrix [cols outputs, inputs] that w views to `packed`, with zeros
+/// up to `depth` ≥ w.cols inputs, a multiple of kDepthGrain, and up to the next multiple of
+/// kPackCols outputs. `packed` is aligned to 64 bytes.
+void PackBlock(const View<const kernels::BF16>& w, size_t depth, kernels::BF16* packed);
 
 }  // namespace firesteel::gemm
 

@@ -22,7 +22,7 @@ class QuantizedInput {
     // keeps each aligned.
     plane_ = (cols + kernels::kQuantizedPadding - 1) / kernels::kQuantizedPadding *
              kernels::kQuantizedPadding;
-    tiles_ = Matrix(1, kernels::TileColumns::Words(2 * tiled_rows, plane_ / 4) * sizeof(int32_t),
+    tiles_ = Matrix(1, kernels::TileColumns::Words(tiled_rows, plane_ / 4) * sizeof(int32_t),
                     kernels::DType::kI8);
     memory_ = Matrix(1, rows * (3 * plane_ + 3 * sizeof(float)), kernels::DType::kI8);
   }
@@ -40,13 +40,9 @@ class QuantizedInput {
     return {static_cast<int32_t*>(tiles_.MutableRow(0)), plane_ / kernels::kAlignment};
   }
 
-  /// Copies a row that was rounded to its columns of the tiles.
-  void Tile(size_t row) {
-    const kernels::QuantizedRows x = view();
-    kernels::SetTileColumn(tiles(), 2 * row, reinterpret_cast<const int32_t*>(x.High(row)),
-                           plane_ / 4);
-    kernels::SetTileColumn(tiles(), 2 * row + 1, reinterpret_cast<const int32_t*>(x.Low(row)),
-                           plane_ / 4);
+  /// Copies a row that was rounded, one of `num_rows`, to its columns of the tiles.
+  void Tile(size_t row, size_t num_rows) {
+    kernels::SetTileColumns(view(), row, num_rows, tiles());
   }
 
  private:

@@ -50,6 +50,7 @@ SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, si
       excess_(max_rows, stride_, DType::kF32),
       active_(max_rows * stride_),
       num_active_(max_rows),
+      range_starts_(max_rows * (num_ranges_ + 1)),
       needed_(config.intermediate_size),
       sums_(std::max(max_rows, std::min(max_rows, kFewRows) * num_ranges_),
             kernels::SumCols(config.hidden_size), DType::kF32),
@@ -72,6 +73,14 @@ void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_ro
     const size_t count =
         kernels::CompactAbove(scores.Row(row), f, theta, list, RowOf(excess_, row));
     num_active_[row] = static_cast<uint32_t>(count);
+    uint32_t* const starts = &range_starts_[row * (num_ranges_ + 1)];
+    uint32_t at = 0;
+    for (size_t range = 0; range < num_ranges_; ++range) {
+      starts[range] = at;
+      const size_t end = Neurons(range).end;
+      at = static_cast<uint32_t>(std::lower_bound(list + at, list + count, end) - list);
+    }
+    starts[num_ranges_] = at;
     if (num_rows == 1) continue;  // the union is the row itself
     for (size_t j = 0; j < count; ++j) {
       std::atomic_ref<uint8_t>(needed_[list[j]]).store(1, std::memory_order_relaxed);
@@ -93,7 +102,7 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
   if (num_rows <= kFewRows) {
     for (size_t range = next_range_.fetch_add(1, std::memory_order_relaxed); range < num_ranges_;
          range = next_range_.fetch_add(1, std::memory_order_relaxed)) {
-      AddRange(worker, {weights, input, up, {0, num_rows}, Neurons(range), false},
+      AddRange(worker, {weights, input, up, {0, num_rows}, range, false},
                [&](size_t row) { return RangeSum(row, range); });
     }
     worker.Barrier();
@@ -104,12 +113,12 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
     }
   } else if (integer_down_) {
     for (size_t range = 0; range < num_ranges_; ++range) {
-      AddRange(worker, {weights, input, up, share, Neurons(range), range > 0},
+      AddRange(worker, {weights, input, up, share, range, range > 0},
                [&](size_t row) { return out.Row(row); });
     }
   } else {
     for (size_t range = 0; range < num_ranges_; ++range) {
-      AddRange(worker, {weights, input, up, share, Neurons(range), false},
+      AddRange(worker, {weights, input, up, share, range, false},
                [&](size_t row) { return RowOf(sums_, row); });
       for (size_t row = share.begin; row < share.end; ++row) {
         AddRangeSum(range, RowOf(sums_, row), out.Row(row));
@@ -137,7 +146,7 @@ void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
   }
   const kernels::TypedView w = part.weights.down_proj.view();
   ForColumns(part, [&](size_t row, IndexRange cols) {
-    const IndexRange list = ListOf(row, part.neurons);
+    const IndexRange list = ListOf(row, part.range);
     kernels::AddSparseVecMat(RowOf(excess_, row) + list.begin, &active_[row * stride_ + list.begin],
                              list.end - list.begin, Columns(w, cols), sum(row) + cols.begin);
   });
@@ -172,20 +181,20 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
     return c;
   };
   for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
-    const IndexRange list = ListOf(row, part.neurons);
+    const IndexRange list = ListOf(row, part.range);
     kernels::QuantizeCoefficients(RowOf(excess_, row) + list.begin,
                                   &active_[row * stride_ + list.begin], w,
                                   coefficients_of(row, list));
   }
   if (part.alone() && !part.add) {
     const size_t row = part.rows.begin;
-    const IndexRange list = ListOf(row, part.neurons);
+    const IndexRange list = ListOf(row, part.range);
     kernels::SumIntegerRows(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
                             static_cast<int32_t*>(scratch.sums.MutableRow(0)), sum(row));
     return;
   }
   ForColumns(part, [&](size_t row, IndexRange cols) {
-    const IndexRange list = ListOf(row, part.neurons);
+    const IndexRange list = ListOf(row, part.range);
     kernels::SumIntegerColumns(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
                                cols.begin, kernels::SumCols(cols.end), part.add, sum(row));
   });
@@ -197,8 +206,9 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
 template <typename VisitFn>
 void SparkFfn::ForColumns(const Part& part, const VisitFn& visit) const {
   const kernels::TypedView w = part.weights.down_proj.view();
-  const size_t neurons = part.neurons.end - part.neurons.begin;
-  const size_t group_bytes = neurons * kernels::BytesOf(w.dtype, kernels::kI4Group);
+  const IndexRange neurons = Neurons(part.range);
+  const size_t group_bytes =
+      (neurons.end - neurons.begin) * kernels::BytesOf(w.dtype, kernels::kI4Group);
   const size_t window = part.alone()
                             ? w.cols
                             : std::max<size_t>(1, kWindowBytes / std::max<size_t>(1, group_bytes)) *
@@ -215,21 +225,24 @@ template <typename VisitFn>
 void SparkFfn::ForActive(const Part& part, const VisitFn& visit) const {
   const Matrix& up = part.weights.up_proj;
   const size_t row_bytes = up.bytes() / up.rows() + 1;
-  const size_t window =
-      part.alone() ? part.neurons.end : std::max<size_t>(1, kWindowBytes / row_bytes);
-  for (size_t first = part.neurons.begin; first < part.neurons.end; first += window) {
-    const IndexRange neurons{first, std::min(part.neurons.end, first + window)};
-    for (size_t row = part.rows.begin; row < part.rows.end; ++row) visit(row, ListOf(row, neurons));
+  const IndexRange neurons = Neurons(part.range);
+  const size_t window = part.alone() ? neurons.end : std::max<size_t>(1, kWindowBytes / row_bytes);
+  for (size_t first = neurons.begin; first < neurons.end; first += window) {
+    const bool whole = first + window >= neurons.end && first == neurons.begin;
+    for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
+      const IndexRange list = ListOf(row, part.range);
+      if (whole) {
+        visit(row, list);
+        continue;
+      }
+      const uint32_t* const all = &active_[row * stride_];
+      const auto index = [&](size_t neuron) {
+        return static_cast<size_t>(std::lower_bound(all + list.begin, all + list.end, neuron) -
+                                   all);
+      };
+      visit(row, {index(first), index(first + window)});
+    }
   }
-}
-
-// Where the active ones of some neurons stand in a row's list.
-IndexRange SparkFfn::ListOf(size_t row, IndexRange neurons) const {
-  const std::span<const uint32_t> list = active(row);
-  const auto index = [&](size_t neuron) {
-    return static_cast<size_t>(std::lower_bound(list.begin(), list.end(), neuron) - list.begin());
-  };
-  return {index(neurons.begin), index(neurons.end)};
 }
 
 IndexRange SparkFfn::Neurons(size_t range) const {

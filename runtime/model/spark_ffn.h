@@ -62,8 +62,8 @@ class SparkFfn {
     const Input& input;
     const kernels::MatView& up;
     IndexRange rows;
-    IndexRange neurons;
-    bool add;  // to what the sums hold (integers only)
+    size_t range;  // of neurons
+    bool add;      // to what the sums hold (integers only)
 
     bool alone() const { return rows.end - rows.begin == 1; }
   };
@@ -82,7 +82,11 @@ class SparkFfn {
   void ForActive(const Part& part, const VisitFn& visit) const;
   template <typename VisitFn>
   void ForColumns(const Part& part, const VisitFn& visit) const;
-  IndexRange ListOf(size_t row, IndexRange neurons) const;
+  // Where the active neurons of a range stand in a row's list.
+  IndexRange ListOf(size_t row, size_t range) const {
+    const uint32_t* const starts = &range_starts_[row * (num_ranges_ + 1) + range];
+    return {starts[0], starts[1]};
+  }
   IndexRange Neurons(size_t range) const;
   float* RangeSum(size_t row, size_t range);
   void AddRangeSum(size_t range, const float* sum, float* out) const;
@@ -92,11 +96,12 @@ class SparkFfn {
   const size_t stride_;  // of lists
   const bool integer_down_;
   const double quantile_;
-  Matrix excess_;                     // [R, stride]: a, then the coefficients, compacted
-  std::vector<uint32_t> active_;      // [R, stride]: their neurons
-  std::vector<uint32_t> num_active_;  // [R]
-  std::vector<uint8_t> needed_;       // [F]: 1 where a row of the step needs the neuron
-  Matrix sums_;                       // [few rows · ranges or R, SumCols(d)]
+  Matrix excess_;                       // [R, stride]: a, then the coefficients, compacted
+  std::vector<uint32_t> active_;        // [R, stride]: their neurons
+  std::vector<uint32_t> num_active_;    // [R]
+  std::vector<uint32_t> range_starts_;  // [R, ranges + 1]: where a range begins in a list
+  std::vector<uint8_t> needed_;         // [F]: 1 where a row of the step needs the neuron
+  Matrix sums_;                         // [few rows · ranges or R, SumCols(d)]
   std::vector<WorkerScratch> scratch_;
   std::atomic<size_t> next_range_{0};
 };

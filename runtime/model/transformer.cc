@@ -26,13 +26,8 @@ using kernels::TypedView;
 constexpr size_t kRowGrain = 64;
 static_assert(kRowGrain % gemm::kRowGrain == 0);
 
-// From so many rows on, products are worth packing weights for the matrix units, which compute 64
-// rows at a time.
-constexpr size_t kMinMatrixRows = 24;
-// From so many sequences on, a batch that decodes is multiplied by tiles (kernels/amx.h).
+// From so many rows on, products with 8-bit weights take tiles (kernels/amx.h).
 constexpr size_t kMinTileRows = 3;
-// Integer sums of so many outputs at a time wait in the L2 cache to be scaled.
-constexpr size_t kSumOutputs = 256;
 
 float* RowOf(Matrix& matrix, size_t row) { return static_cast<float*>(matrix.MutableRow(row)); }
 
@@ -50,7 +45,6 @@ struct Transformer::WorkerScratch {
   std::vector<size_t> num_kept;      // [heads of a KV head]
   std::unique_ptr<gemm::Gemm> gemm;  // null: no matrix units, or no use for them
   absl::Status gemm_error;
-  std::vector<int32_t> sums;  // [2 · max_rows, kSumOutputs], with gemm and integers
 };
 
 Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
@@ -102,14 +96,9 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     const size_t heads = config_.num_heads / config_.num_kv_heads;
     scratch_.push_back({Matrix(1, kernels::AttentionScratchFloats(heads, context), DType::kF32),
                         std::vector<uint32_t>(heads * (context + kernels::kCompactionSlack)),
-                        std::vector<size_t>(heads),
-                        nullptr,
-                        absl::OkStatus(),
-                        {}});
-    const bool integers = weights_->types.Has(DType::kI8) && max_rows >= kMinMatrixRows;
-    if (!gemm::Available() || !(integers || compute_ == ComputeType::kBF16)) continue;
+                        std::vector<size_t>(heads), nullptr, absl::OkStatus()});
+    if (!gemm::Available() || compute_ != ComputeType::kBF16) continue;
     scratch_.back().gemm = gemm::Gemm::Create().value();  // it is available
-    if (integers) scratch_.back().sums.resize(2 * max_rows * kSumOutputs);
   }
 
   if (!config_.spark()) {
@@ -266,7 +255,7 @@ void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weigh
 void Transformer::Multiply(Worker& worker, DenseInput& input, const Matrix& weight,
                            IndexRange share, Matrix& output) {
   if (compute_ == ComputeType::kInteger) {
-    return MultiplyIntegers(worker, input.integer, rows_.size(), weight, share, output);
+    return MultiplyIntegers(input.integer, rows_.size(), weight, share, output);
   }
   if (scratch_[worker.index()].gemm == nullptr) {
     return MultiplyFloats(input, {0, rows_.size()}, weight, share, output);
@@ -295,37 +284,22 @@ void Transformer::MultiplyOnMatrixUnits(Worker& worker, const DenseInput& input,
   const TypedView x = View(input, rows.begin, count, 0, weight.cols());
   const TypedView w = weight.view();
   const MatView y = Writable(output, rows);
-  scratch.gemm_error.Update(scratch.gemm->BF16(
+  scratch.gemm_error.Update(scratch.gemm->Multiply(
       {x.Row<BF16>(0), count, x.cols, x.stride}, {w.Row<BF16>(0), w.rows, w.cols, w.stride},
-      gemm::WeightLayout::kOutIn, share.begin, share.end, {y.data, count, y.cols, y.stride}));
+      share.begin, share.end, {y.data, count, y.cols, y.stride}));
 }
 
-// The same with integers. Sums of products are exact, so that all ways give the same bits: which
+// The same with integers. Sums of products are exact, so that both ways give the same bits: which
 // one a step takes changes its speed alone.
-void Transformer::MultiplyIntegers(Worker& worker, QuantizedInput& integers, size_t rows,
-                                   const Matrix& weight, IndexRange share, Matrix& output) {
-  WorkerScratch& scratch = scratch_[worker.index()];
+void Transformer::MultiplyIntegers(QuantizedInput& integers, size_t rows, const Matrix& weight,
+                                   IndexRange share, Matrix& output) {
   const TypedView w = weight.view();
   const kernels::QuantizedRows input = integers.view().From(0, rows);
+  const MatView y = Writable(output, rows);
   if (w.dtype == DType::kI8 && UsesTiles(rows)) {
-    kernels::AmxMatMul(input, integers.tiles(), w, share.begin, share.end, Writable(output, rows));
-    return;
-  }
-  if (scratch.gemm == nullptr || w.dtype != DType::kI8 || rows < kMinMatrixRows) {
-    kernels::QuantizedMatMul(input, w, share.begin, share.end, Writable(output, rows));
-    return;
-  }
-  const gemm::View<const int8_t> planes{input.planes, 2 * rows, w.cols, input.plane};
-  for (size_t first = share.begin; first < share.end; first += kSumOutputs) {
-    const size_t count = std::min(kSumOutputs, share.end - first);
-    const gemm::View<const int8_t> part{w.Row<int8_t>(first), count, w.cols, w.stride};
-    const gemm::View<int32_t> sums{scratch.sums.data(), 2 * rows, count, kSumOutputs};
-    scratch.gemm_error.Update(
-        scratch.gemm->Int8(planes, part, gemm::WeightLayout::kOutIn, 0, count, sums));
-    for (size_t row = 0; row < rows; ++row) {
-      kernels::CombinePlanes(sums.Row(2 * row), sums.Row(2 * row + 1), input.scales[row],
-                             w.row_scales + first, count, RowOf(output, row) + first);
-    }
+    kernels::AmxMatMul(input, integers.tiles(), w, share.begin, share.end, y);
+  } else {
+    kernels::QuantizedMatMul(input, w, share.begin, share.end, y);
   }
 }
 
@@ -425,7 +399,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   const size_t num_rows = rows_.size();
   const IndexRange neurons = worker.Share(config_.intermediate_size, kRowGrain);
   if (compute_ == ComputeType::kInteger) {
-    MultiplyIntegers(worker, predictor_input_, num_rows, w.gate_proj, neurons, gate_);
+    MultiplyIntegers(predictor_input_, num_rows, w.gate_proj, neurons, gate_);
   } else {
     Multiply(worker, normed_, w.gate_proj, neurons, gate_);  // its columns are fewer
   }
@@ -483,8 +457,7 @@ void Transformer::OutputHead(Worker& worker) {
   if (num_full_slots_ > 0) {
     const IndexRange share = worker.Share(config_.vocab_size, kRowGrain);
     if (compute_ == ComputeType::kInteger) {
-      MultiplyIntegers(worker, head_input_.integer, num_full_slots_, weights_->embedding, share,
-                       logits_);
+      MultiplyIntegers(head_input_.integer, num_full_slots_, weights_->embedding, share, logits_);
     } else {
       MultiplyFloats(head_input_, {0, num_full_slots_}, weights_->embedding, share, logits_);
     }
@@ -590,19 +563,17 @@ Transformer::DenseInput Transformer::MakeInput(size_t rows, size_t cols) const {
 }
 
 QuantizedInput Transformer::MakeIntegers(size_t rows, size_t cols) const {
-  return QuantizedInput(rows, cols, tiles_ ? std::min(rows, kMinMatrixRows) : 0);
+  return QuantizedInput(rows, cols, tiles_ ? rows : 0);
 }
 
 // A row of an input that has `num_rows` of them.
 void Transformer::RoundToIntegers(const float* values, size_t row, size_t num_rows,
                                   QuantizedInput& input) const {
   kernels::QuantizeActivations(values, input.view(), row);
-  if (UsesTiles(num_rows)) input.Tile(row);
+  if (UsesTiles(num_rows)) input.Tile(row, num_rows);
 }
 
-bool Transformer::UsesTiles(size_t rows) const {
-  return tiles_ && rows >= kMinTileRows && rows < kMinMatrixRows;
-}
+bool Transformer::UsesTiles(size_t rows) const { return tiles_ && rows >= kMinTileRows; }
 
 void Transformer::RoundRow(DenseInput& input, size_t row, size_t num_rows) const {
   switch (compute_) {

@@ -159,8 +159,8 @@ class Transformer {
                       IndexRange share, Matrix& output) const;
   void MultiplyOnMatrixUnits(Worker& worker, const DenseInput& input, IndexRange rows,
                              const Matrix& weight, IndexRange share, Matrix& output);
-  void MultiplyIntegers(Worker& worker, QuantizedInput& input, size_t rows, const Matrix& weight,
-                        IndexRange share, Matrix& output);
+  void MultiplyIntegers(QuantizedInput& input, size_t rows, const Matrix& weight, IndexRange share,
+                        Matrix& output);
   QuantizedInput MakeIntegers(size_t rows, size_t cols) const;
   void RoundToIntegers(const float* values, size_t row, size_t num_rows,
                        QuantizedInput& input) const;

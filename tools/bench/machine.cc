@@ -75,10 +75,9 @@ ComputeSpeed MeasureCompute(WorkerPool& pool) {
     Product& p = products[worker.index()];
     const kernels::TypedView x = p.x.view(), w = p.w.view(), y = p.y.view();
     for (size_t i = 0; i < kRepeats; ++i) {
-      const absl::Status status =
-          p.gemm->BF16({x.Row<BF16>(0), x.rows, x.cols, x.stride},
-                       {w.Row<BF16>(0), w.rows, w.cols, w.stride}, gemm::WeightLayout::kOutIn, 0,
-                       w.rows, {static_cast<float*>(p.y.MutableRow(0)), y.rows, y.cols, y.stride});
+      const absl::Status status = p.gemm->Multiply(
+          {x.Row<BF16>(0), x.rows, x.cols, x.stride}, {w.Row<BF16>(0), w.rows, w.cols, w.stride}, 0,
+          w.rows, {static_cast<float*>(p.y.MutableRow(0)), y.rows, y.cols, y.stride});
       if (!status.ok()) ok = false;
     }
   });
