@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -81,7 +82,8 @@ class Sampler {
   }
   std::span<const float> Adjust(std::span<const float> logits, const SamplingParams& params,
                                 const TokenCounts* seen);
-  void AddCandidate(int32_t token, float logit, std::span<const int32_t> forbidden);
+  std::optional<int32_t> DrawFromAll(std::span<const float> logits, float temperature,
+                                     double uniform, std::span<const int32_t> forbidden);
   absl::StatusOr<int32_t> SampleCandidates(const SamplingParams& params, uint64_t sequence,
                                            uint64_t position);
   void KeepTopK(uint32_t top_k);
@@ -92,7 +94,7 @@ class Sampler {
 
   std::vector<float> adjusted_;  // [vocab]: logits after penalties and biases
   std::vector<Candidate> candidates_;
-  std::vector<double> weights_;  // e^((logit − max) / temperature) of each candidate
+  std::vector<double> weights_;  // e^((logit − max) / temperature) of each candidate, or block
   // Scratch of KeepTopP.
   std::vector<size_t> order_;
   std::vector<Candidate> kept_;

@@ -71,6 +71,83 @@ TEST(Sampler, GreedyTakesTheFirstLargest) {
             2);
 }
 
+// Random logits, some of them NaN, −∞ or alike.
+std::vector<float> SomeLogits(size_t n, std::mt19937& random) {
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  std::vector<float> logits(n);
+  for (float& logit : logits) {
+    const auto kind = random() % 16;
+    logit = kind == 0 ? kNaN : kind == 1 ? -kInf : kind == 2 ? 1.5f : normal(random);
+  }
+  return logits;
+}
+
+// By its definition, in double precision: the first token at which the weights up to it exceed
+// `uniform` of the whole. −1: there is none.
+int32_t DrawnByDefinition(const std::vector<float>& logits, double temperature, double uniform,
+                          int32_t forbidden) {
+  std::vector<double> weights;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const bool none = !std::isfinite(logits[i]) || static_cast<int32_t>(i) == forbidden;
+    weights.push_back(none ? 0.0 : std::exp(logits[i] / temperature));
+  }
+  double whole = 0;
+  for (const double weight : weights) whole += weight;
+  double sum = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    sum += weights[i];
+    if (uniform * whole < sum) return static_cast<int32_t>(i);
+  }
+  return -1;
+}
+
+TEST(Sampler, GreedyTakesTheFirstLargestOfAnyNumber) {
+  std::mt19937 random(11);
+  Sampler sampler;
+  for (size_t n = 1; n < 200; ++n) {
+    const std::vector<float> logits = SomeLogits(n, random);
+    int32_t first = -1, second = -1;  // what is drawn, and what where that is forbidden
+    const auto beats = [&](size_t i, int32_t than) {
+      return std::isfinite(logits[i]) &&
+             (than < 0 || logits[i] > logits[static_cast<size_t>(than)]);
+    };
+    for (size_t i = 0; i < n; ++i) {
+      if (beats(i, first)) first = static_cast<int32_t>(i);
+    }
+    for (size_t i = 0; i < n; ++i) {
+      if (static_cast<int32_t>(i) != first && beats(i, second)) second = static_cast<int32_t>(i);
+    }
+    const SamplingParams greedy{.temperature = 0.0f};
+    EXPECT_EQ(sampler.Sample(logits, greedy, 0, 0).value_or(-1), first) << n;
+    EXPECT_EQ(sampler.Sample(logits, greedy, 0, 0, std::vector{first}).value_or(-1), second) << n;
+  }
+}
+
+TEST(Sampler, DrawsOfLargeVocabulariesAreThoseOfTheDefinition) {
+  std::mt19937 random(12);
+  Sampler sampler;
+  int draws = 0, others = 0;
+  for (const size_t n : {2u, 511u, 512u, 513u, 1300u}) {
+    for (const float temperature : {0.25f, 1.0f, 3.0f}) {
+      const std::vector<float> logits = SomeLogits(n, random);
+      const SamplingParams params{.temperature = temperature, .seed = n};
+      // A cut that cuts nothing off takes the way of all cuts.
+      const SamplingParams cut{.temperature = temperature, .min_p = 1e-37f, .seed = n};
+      for (uint64_t position = 0; position < 300; ++position) {
+        const auto forbidden = static_cast<int32_t>(random() % n);
+        const int32_t expected =
+            DrawnByDefinition(logits, temperature, CounterUniform(n, 3, position), forbidden);
+        draws += 2;
+        for (const SamplingParams& some : {params, cut}) {
+          const auto token = sampler.Sample(logits, some, 3, position, std::vector{forbidden});
+          others += token.value_or(-1) == expected ? 0 : 1;
+        }
+      }
+    }
+  }
+  EXPECT_LE(others, draws / 1000) << "of " << draws;  // at the borders between two tokens
+}
+
 TEST(Sampler, NothingToDrawIsAnError) {
   Sampler sampler;
   EXPECT_EQ(sampler.Sample(std::vector<float>{kNaN, kInf}, {}, 0, 0).status().code(),
