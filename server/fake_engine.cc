@@ -316,11 +316,17 @@ bool FakeEngine::MakingProgress(absl::Duration) const {
   return moving_;
 }
 
+void FakeEngine::SetGauges(uint32_t requests_waiting, double kv_usage_ratio) {
+  MutexLock lock(&mutex_);
+  gauges_.requests_waiting = requests_waiting;
+  gauges_.kv_usage_ratio = kv_usage_ratio;
+}
+
 EngineGauges FakeEngine::gauges() const {
   MutexLock lock(&mutex_);
-  return {.requests_running = static_cast<uint32_t>(running_.size()),
-          .requests_waiting = 0,
-          .kv_usage_ratio = 0};
+  EngineGauges gauges = gauges_;
+  gauges.requests_running = static_cast<uint32_t>(running_.size());
+  return gauges;
 }
 
 }  // namespace firesteel::server

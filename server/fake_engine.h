@@ -62,6 +62,8 @@ class FakeEngine final : public Engine {
   /// Whether nothing runs.
   bool empty();
   void SetMakingProgress(bool moving);
+  /// What the gauges show besides the requests that run.
+  void SetGauges(uint32_t requests_waiting, double kv_usage_ratio);
   void WaitForDrain();
   /// FinishDrain does from now on as if its deadline had passed.
   void PassDrainDeadline();
@@ -116,7 +118,8 @@ class FakeEngine final : public Engine {
   bool drain_deadline_passed_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool moving_ ABSL_GUARDED_BY(mutex_) = true;
-  std::thread thread_;  // last: it uses the others
+  EngineGauges gauges_ ABSL_GUARDED_BY(mutex_);  // requests_running apart
+  std::thread thread_;                           // last: it uses the others
 };
 
 /// A result as a finished request has it.

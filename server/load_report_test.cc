@@ -2,8 +2,10 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <ctime>
 #include <future>
+#include <set>
 
 #include "server/server_fixture.h"
 
@@ -64,6 +66,20 @@ TEST_F(LoadMonitorTest, OnlyTheServersFaultsAreErrors) {
   const v1::GetLoadResponse load = LoadAfter(absl::Seconds(2));
   EXPECT_EQ(load.requests_per_second(), 5);
   EXPECT_EQ(load.errors_per_second(), 1.5);
+}
+
+TEST_F(LoadMonitorTest, EachCodeIsTheServersFaultOrNot) {
+  using grpc::StatusCode;
+  const std::set<StatusCode> faults = {StatusCode::RESOURCE_EXHAUSTED, StatusCode::UNAVAILABLE,
+                                       StatusCode::INTERNAL, StatusCode::UNKNOWN,
+                                       StatusCode::DATA_LOSS};
+  LoadAfter(absl::Seconds(1));
+  for (int i = StatusCode::OK; i <= StatusCode::UNAUTHENTICATED; ++i) {
+    const auto code = static_cast<StatusCode>(i);
+    LoadAfter(absl::Seconds(10));  // forgets the ones before
+    Count(10, grpc::Status(code, ""));
+    EXPECT_EQ(LoadAfter(absl::Seconds(10)).errors_per_second(), faults.contains(code) ? 1 : 0) << i;
+  }
 }
 
 TEST_F(LoadMonitorTest, CpuTimeIsAPartOfWhatTheThreadsHave) {
@@ -141,6 +157,20 @@ TEST_F(LoadReportTest, GetLoadTellsWhatRunsOfWhichModel) {
   EXPECT_EQ(load.models(1).requests_running(), 0);
   EXPECT_EQ(load.utilization(), 0.5 / alpha_->options().max_batch_size);
   EXPECT_FALSE(load.draining());
+
+  alpha_->SetGauges(3, 0.25);
+  beta_->SetGauges(2, 0.5);
+  const v1::GetLoadResponse more = Load();
+  EXPECT_EQ(more.models(0).requests_waiting(), 3);
+  EXPECT_EQ(more.models(0).kv_cache_usage_ratio(), 0.25);
+  EXPECT_EQ(more.models(1).requests_waiting(), 2);
+  EXPECT_EQ(more.models(1).kv_cache_usage_ratio(), 0.5);
+  const double places = alpha_->options().max_batch_size + beta_->options().max_batch_size;
+  EXPECT_EQ(more.utilization(), std::max(0.5, (1 + 3 + 2) / places));
+  beta_->SetGauges(100, 0.5);
+  EXPECT_EQ(Load().utilization(), (1 + 3 + 100) / places) << "what waits counts, too";
+  beta_->SetGauges(0, 0.75);
+  EXPECT_EQ(Load().utilization(), std::max(0.75, 4 / places)) << "the fullest cache decides";
   alpha_->Finish(handle, FakeResult(FinishReason::kEos));
   EXPECT_TRUE(ReadAll(reader.get()).status.ok());
 }

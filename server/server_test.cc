@@ -721,6 +721,7 @@ TEST_F(ServerTest, QuietStreamOutlivesKeepalives) {
 TEST_F(ServerTest, AnswerThatCouldBeTooLargeIsRefusedBeforeAnyWork) {
   max_answer_bytes_ = 64 << 10;
   Restart(ServerConfig());
+  alpha_->AnswerAll(1);  // what is not refused ends, too
   v1::GenerateRequest request = Request();
   request.set_n(16);
   request.set_max_tokens(100);

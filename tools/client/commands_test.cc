@@ -3,10 +3,14 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -157,6 +161,12 @@ class ObservedOutput final : public std::stringbuf {
     return 0;
   }
 };
+
+std::string ContentOf(const std::string& path) {
+  std::stringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
 
 class CommandsTest : public ::testing::Test {
  protected:
@@ -430,6 +440,41 @@ TEST_F(CommandsTest, HealthAsksAgainAndAgain) {
   EXPECT_THAT(out_.str(), HasSubstr(R"("not_serving":3,"status":"NOT_SERVING"})"));
   EXPECT_EQ(Run({"health", "--repeat", "0"}), kUsage);
   EXPECT_EQ(Run({"health", "--interval", "soon"}), kUsage);
+}
+
+// A container's health check against a server that demands certificates.
+TEST(HealthTest, ShowsItsCertificateWhereOneIsDemanded) {
+  const std::string dir = testing::TempDir() + "/health_test_" + std::to_string(getpid());
+  ASSERT_EQ(
+      std::system((FIRESTEEL_SOURCE_DIR "/server/foreign/make_certificates.sh " + dir).c_str()), 0)
+      << "is openssl there?";
+  grpc::SslServerCredentialsOptions options(
+      GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  options.pem_root_certs = ContentOf(dir + "/ca.pem");
+  options.pem_key_cert_pairs = {{ContentOf(dir + "/server.key"), ContentOf(dir + "/server.pem")}};
+  FakeModels models;
+  const TestServer server({&models}, grpc::SslServerCredentials(options));
+  TestConsole console;
+  Interrupt interrupt;
+  const auto run = [&](std::vector<std::string> arguments) {
+    return console.Run(server, std::move(arguments),
+                       [&](CLI::App& app, Console& terminal, int& exit_status) {
+                         AddHealthCommand(app, terminal, &interrupt, exit_status);
+                       });
+  };
+  const std::vector<std::string> certificate = {"--tls-cert", dir + "/client.pem", "--tls-key",
+                                                dir + "/client.key"};
+  std::vector<std::string> whole = {"health", "--tls-ca", dir + "/ca.pem"};
+  whole.insert(whole.end(), certificate.begin(), certificate.end());
+  EXPECT_EQ(run(whole), kSucceeded) << console.err.str();
+  EXPECT_EQ(console.out.str(), "SERVING\n");
+  EXPECT_EQ(run({"health"}), kFailed) << "in clear text";
+  EXPECT_EQ(run({"health", "--tls-ca", dir + "/ca.pem"}), kFailed) << "without a certificate";
+  std::vector<std::string> distrustful = {"health", "--tls"};
+  distrustful.insert(distrustful.end(), certificate.begin(), certificate.end());
+  EXPECT_EQ(run(distrustful), kFailed) << "an authority that the system does not know";
+  EXPECT_EQ(console.out.str(), "SERVING\n");
+  std::filesystem::remove_all(dir);
 }
 
 TEST_F(CommandsTest, NoServerIsUnavailable) {

@@ -26,11 +26,13 @@ namespace firesteel::client {
 class TestServer {
  public:
   /// `services` outlive it.
-  explicit TestServer(std::initializer_list<grpc::Service*> services) {
+  explicit TestServer(std::initializer_list<grpc::Service*> services,
+                      const std::shared_ptr<grpc::ServerCredentials>& credentials =
+                          grpc::InsecureServerCredentials()) {
     grpc::EnableDefaultHealthCheckService(true);
     grpc::ServerBuilder builder;
     int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort("127.0.0.1:0", credentials, &port);
     for (grpc::Service* const service : services) builder.RegisterService(service);
     server_ = builder.BuildAndStart();
     address_ = absl::StrCat("127.0.0.1:", port);
