@@ -6,7 +6,8 @@ usage: tools/measure_service.py [--build DIR] [--model DIR|FILE] [--weights auto
   streams      so many streams are open at once: whether one is lost, memory a stream, and how fast health
                answers meanwhile, asked by a process of its own
   overhead     tokens a second and CPU time a token of the server beside firesteel-bench at the same batch and
-               contexts, in turns; and the time to a first token on an idle server beside the prefill of such a prompt
+               contexts, in turns
+  first-token  the time to a first token on an idle server beside the prefill of such a prompt by firesteel-bench
   slow-reader  32 streams with 20 log-probabilities for each token: what one of them that is not read does to the
                others, by the scheduler's own clock, and when it is ended
 
@@ -143,86 +144,137 @@ def bench(options, *arguments):
     return json.loads(out)["results"]
 
 
-def decode_cost(server, batch, prompt, tokens, rounds):
-    """Tokens a second while `batch` requests decode together, and the process's CPU seconds for a token: of requests
-    of many tokens, less what the same requests of one token cost."""
+def encode(request):
+    """A GenerateRequest in text format as it is on the wire."""
+    return subprocess.run(["protoc", f"-I{ROOT / 'proto'}", "--encode=firesteel.v1.GenerateRequest",
+                           "firesteel/v1/generation_service.proto"],
+                          input=request.encode(), check=True, capture_output=True).stdout
 
-    def round_of(max_tokens, seed):
-        cpu, text = server.cpu_seconds(), server.metrics()
-        server.load("--concurrency", batch, "--requests", batch, "--duration", "10m", "--prompt-tokens", prompt,
-                    "--max-tokens", max_tokens, "--seed", seed)
-        name = "firesteel_inter_token_latency_seconds"
-        after = server.metrics()
-        seconds = server.metric(f"{name}_sum", after) - server.metric(f"{name}_sum", text)
-        count = server.metric(f"{name}_count", after) - server.metric(f"{name}_count", text)
-        return server.cpu_seconds() - cpu, seconds / count if count else 0
 
-    cpu_long = cpu_short = 0
-    latencies = []
-    for _ in range(rounds):
-        cpu, latency = round_of(tokens + 1, next(SEEDS))
-        cpu_long += cpu
-        latencies.append(latency)
-        cpu_short += round_of(1, next(SEEDS))[0]
-    return batch / statistics.median(latencies), (cpu_long - cpu_short) / (rounds * batch * tokens)
+def open_channel(server, *options):
+    import grpc  # Debian's python3-grpcio: `streams` does without
+
+    return grpc.insecure_channel(server.address, options=options)
+
+
+def read_all(call):
+    """Reads a stream in a thread of its own, whatever its end."""
+    import grpc
+
+    def read():
+        with contextlib.suppress(grpc.RpcError):
+            for _ in call:
+                pass
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def own_text(server, tokens):
+    """What the model itself writes, as firesteel-bench has it: token ids."""
+    answer = open_channel(server).unary_unary("/firesteel.v1.GenerationService/Generate")(encode(
+        f'prompt: "The" max_tokens: {tokens} sampling {{ temperature: 1 top_k: 0 top_p: 1 seed: 1 }} '
+        'stopping { ignore_eos: true } output { echo: true return_token_ids: true }'))
+    text = subprocess.run(["protoc", f"-I{ROOT / 'proto'}", "--decode=firesteel.v1.GenerateResponse",
+                           "firesteel/v1/generation_service.proto"],
+                          input=answer, check=True, capture_output=True).stdout.decode()
+    return re.findall(r"token_ids: (\d+)", text)[:tokens]
+
+
+def decode_cost(server, prompt, batch, tokens):
+    """Tokens a second, the process's CPU seconds for a token, and the bytes of weights that a step reads, while `batch`
+    sequences decode together: as in firesteel-bench they go on from one prompt, each by draws of its own. (Of prompts
+    that differ, a batch needs more neurons.) Only steps count in which all of them decode, and nothing else does."""
+    metrics = {"tokens": "generation_tokens_total", "first": "time_to_first_token_seconds_count",
+               "latency": "inter_token_latency_seconds_sum", "latencies": "inter_token_latency_seconds_count",
+               "steps": "batch_size_count", "sequences": "batch_size_sum"}
+
+    def read():
+        text = server.metrics()
+        found = {name: server.metric(f"firesteel_{metric}", text) for name, metric in metrics.items()}
+        found["bytes"] = float(re.search(r'^firesteel_weight_bytes_total\{[^}]*"read"[^}]*\} (\S+)$', text, re.M)[1])
+        found["cpu"] = server.cpu_seconds()
+        return found
+
+    started = read()["first"]
+    reader = subprocess.Popen([*server.client, "generate", "--address", server.address, "--token-ids", ",".join(prompt),
+                               "--n", str(batch), "--max-tokens", str(2 * tokens + 64), "--temperature", "1",
+                               "--top-k", "0", "--top-p", "1", "--seed", str(next(SEEDS)), "--ignore-eos"],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while read()["first"] == started:
+        time.sleep(0.01)
+    begin, begun, now = read(), time.monotonic(), {}
+    wait = 0.1
+    while not now or now["tokens"] - begin["tokens"] < batch * tokens:
+        time.sleep(wait)
+        now = read()
+        done = (now["tokens"] - begin["tokens"]) / (batch * tokens)
+        wait = max(0.01, (1 - done) * (time.monotonic() - begun) / done) if done else 0.1
+    reader.send_signal(signal.SIGINT)
+    reader.wait()
+    spent = {name: now[name] - begin[name] for name in now}
+    assert spent["sequences"] == batch * spent["steps"], spent
+    return (batch * spent["latencies"] / spent["latency"], spent["cpu"] / spent["tokens"],
+            spent["bytes"] / spent["steps"])
+
+
+def as_bench(options, batch):
+    """A server that computes as firesteel-bench does."""
+    return Server(options, "--threads", str(options.threads), "--max-batch-size", str(batch),
+                  "--max-batch-tokens", "256", "--sublinear-head", "off")
+
+
+def row(name, pairs, unit, scale, ratio):
+    alone, served = (statistics.median(p[i] for p in pairs) for i in (0, 1))
+    over = statistics.median(ratio(*p) for p in pairs)
+    each = ", ".join(f"{ratio(*p):+.1%}" for p in pairs)
+    print(f"{name:22}{alone * scale:10.3f} {served * scale:10.3f} {unit:9}{over:+.1%} ({each})")
 
 
 def overhead(options):
     batch, prompt, tokens = options.batch, options.prompt, options.decode
-    more = ["--threads", str(options.threads), "--max-batch-size", str(batch), "--max-batch-tokens", "256",
-            "--sublinear-head", "off"]  # as firesteel-bench's is
-    speeds, cpus = [], []
-    with Server(options, *more) as server:
-        server.load("--requests", 4, "--max-tokens", 4)
+    speeds, cpus, reads = [], [], []
+    with as_bench(options, batch) as server:
+        text = own_text(server, prompt)
         for _ in range(options.repeat):  # in turns: a slow minute hits both
             alone = bench(options, "--batch", batch, "--context", prompt, "--prompt", prompt, "--decode", tokens)
             decode = next(r for r in alone if r["phase"] == "decode")
-            speed, cpu = decode_cost(server, batch, prompt, tokens, options.rounds)
+            speed, cpu, read = decode_cost(server, text, batch, tokens)
             speeds.append((decode["tokens_per_second"]["median"], speed))
             cpus.append((decode["cpu_seconds_per_token"], cpu))
-        prefills, firsts = [], []
-        for _ in range(options.repeat):
-            alone = bench(options, "--batch", 1, "--context", prompt, "--prompt", prompt, "--decode", 1)
-            prefill = next(r for r in alone if r["phase"] == "prefill")
-            prefills.append(prompt / prefill["tokens_per_second"]["median"])
-            firsts.append(server.load("--concurrency", 1, "--requests", 10, "--duration", "10m", "--prompt-tokens",
-                                      prompt, "--max-tokens", 1, "--seed", next(SEEDS))
-                          ["time_to_first_token_seconds"]["p50"])
-
-    def row(name, pairs, unit, scale, ratio):
-        alone, served = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-        over = statistics.median(ratio(*p) for p in pairs)
-        print(f"{name:22}{alone * scale:10.3f} {served * scale:10.3f} {unit:9}{over:+.1%}")
+            reads.append((decode["bytes_per_token"] * batch, read))
 
     print(f"{'':22}{'bench':>10} {'server':>10}")
     row("tokens a second", speeds, "", 1, lambda alone, served: alone / served - 1)
     row("CPU time a token", cpus, "ms", 1e3, lambda alone, served: served / alone - 1)
-    wait = statistics.median(f - p for p, f in zip(prefills, firsts))
-    print(f"{'first token, idle':22}{statistics.median(prefills) * 1e3:10.3f} {statistics.median(firsts) * 1e3:10.3f} "
-          f"{'ms':9}{wait * 1e3:+.2f} ms, as the client sees it")
+    row("read a step", reads, "MB", 1e-6, lambda alone, served: served / alone - 1)  # alone: with the KV cache
+
+
+def first_token(options):
+    prompt, pairs = options.prompt, []
+    with as_bench(options, 1) as server:
+        server.load("--requests", 4, "--max-tokens", 4)
+        for _ in range(options.repeat):
+            alone = bench(options, "--batch", 1, "--context", prompt, "--prompt", prompt, "--decode", 1)
+            prefill = next(r for r in alone if r["phase"] == "prefill")
+            first = server.load("--concurrency", 1, "--requests", 10, "--duration", "10m", "--prompt-tokens", prompt,
+                                "--max-tokens", 1, "--seed", next(SEEDS))["time_to_first_token_seconds"]["p50"]
+            pairs.append((prompt / prefill["tokens_per_second"]["median"], first))
+    print(f"{'':22}{'bench':>10} {'server':>10}")
+    row("first token, idle", pairs, "ms", 1e3, lambda alone, served: served / alone - 1)
+    print(f"as the client sees it {statistics.median(f - p for p, f in pairs) * 1e3:+.2f} ms")
 
 
 def one_stream(server, read):
     """A long stream, of a client whose flow-control window does not grow: what it does not read stays with the
     server."""
-    import grpc  # Debian's python3-grpcio: the other commands do without
-
-    text = ('prompt: "The cat" max_tokens: 900 sampling { temperature: 0 } stopping { ignore_eos: true } '
-            'output { logprobs: 20 }')
-    request = subprocess.run(["protoc", f"-I{ROOT / 'proto'}", "--encode=firesteel.v1.GenerateRequest",
-                              "firesteel/v1/generation_service.proto"],
-                             input=text.encode(), check=True, capture_output=True).stdout
-    channel = grpc.insecure_channel(server.address, options=[
-        ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)])
-    call = channel.unary_stream("/firesteel.v1.GenerationService/GenerateStream")(request)
-
-    def read_all():
-        with contextlib.suppress(grpc.RpcError):
-            for _ in call:
-                pass
-
+    channel = open_channel(server, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
+    call = channel.unary_stream("/firesteel.v1.GenerationService/GenerateStream")(encode(
+        'prompt: "The cat" max_tokens: 900 sampling { temperature: 0 } stopping { ignore_eos: true } '
+        'output { logprobs: 20 }'))
     if read:
-        threading.Thread(target=read_all, daemon=True).start()
+        read_all(call)
     while server.metric("firesteel_requests_running") < 1:
         time.sleep(0.01)
     return call
@@ -278,9 +330,13 @@ def main():
     command.add_argument("--batch", type=int, default=8)
     command.add_argument("--prompt", type=int, default=32)
     command.add_argument("--decode", type=int, default=128)
-    command.add_argument("--rounds", type=int, default=3)
-    command.add_argument("--repeat", type=int, default=3)
+    command.add_argument("--repeat", type=int, default=5)
     command.set_defaults(run=overhead)
+    command = commands.add_parser("first-token")
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--prompt", type=int, default=32)
+    command.add_argument("--repeat", type=int, default=3)
+    command.set_defaults(run=first_token)
     command = commands.add_parser("slow-reader")
     command.add_argument("--max-tokens", type=int, default=200)
     command.add_argument("--repeat", type=int, default=2)
