@@ -467,7 +467,7 @@ const std::vector<Option>& Table() {
           +[](O& o) -> uint64_t& { return o.max_answer_bytes; })),
       PerModel(Duration(
           "target-itl-ms", "MS",
-          "Time between two tokens to aim at by shorter prefill chunks; 0: 1.4 times that without "
+          "Time between two tokens to aim at by shorter prefill chunks; 0: 1.3 times that without "
           "prompts, more where several wait",
           absl::Milliseconds(1), 0, 60'000,
           +[](O& o) -> absl::Duration& { return o.engine.target_itl; })),

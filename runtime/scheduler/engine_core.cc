@@ -46,7 +46,6 @@ EngineCore::EngineCore(Parts parts)
       last_progress_(parts.options.clock->Now()),
       kv_pool_(std::move(parts.kv_pool)),
       runner_(std::move(parts.runner)),
-      chunk_budget_(parts.options.target_itl, parts.options.max_batch_tokens),
       queue_(parts.options.ageing) {}
 
 absl::Status EngineCore::Validate(const GenerationRequest& request) const {
@@ -223,6 +222,27 @@ void EngineCore::EndCancelledAndExpired() {
   for (Ending& ending : ended_running) EndRunning(std::move(ending));
 }
 
+// Tokens of prompts in a step beside what decodes now.
+uint32_t EngineCore::ChunkBudget() const {
+  ChunkQuestion question = {.cost = cost_,
+                            .decodes = {},
+                            .prompts = static_cast<uint32_t>(waiting_.size()),
+                            .target = options_.target_itl,
+                            .max_tokens = options_.max_batch_tokens};
+  for (const Owned& request : running_) {
+    if (request->prompt_left() > 0) {
+      ++question.prompts;
+      continue;
+    }
+    for (const Sequence& sequence : request->sequences()) {
+      if (sequence.ended()) continue;
+      ++question.decodes.decode_rows;
+      question.decodes.context += sequence.position();
+    }
+  }
+  return ChunkTokens(question);
+}
+
 StepPlan EngineCore::Plan() const {
   std::vector<RunningView> running;
   running.reserve(running_.size());
@@ -244,7 +264,7 @@ StepPlan EngineCore::Plan() const {
                    .waiting = waiting,
                    .max_batch_size = options_.max_batch_size,
                    .max_batch_tokens = options_.max_batch_tokens,
-                   .max_prefill_tokens = chunk_budget_.tokens(),
+                   .max_prefill_tokens = ChunkBudget(),
                    .max_scored_tokens = kMaxScoredTokens,
                    .free_kv_blocks = static_cast<uint32_t>(kv_pool_->available_blocks()),
                    .reserved_kv_blocks = static_cast<uint32_t>(reserved),
@@ -427,7 +447,6 @@ void EngineCore::Report(absl::Duration duration) {
   report.phase = report.prefill_tokens == 0  ? StepPhase::kDecode
                  : report.decode_tokens == 0 ? StepPhase::kPrefill
                                              : StepPhase::kMixed;
-  if (report.phase == StepPhase::kMixed) LearnChunk(report);
   report.prefix_cache_queries = prefix_queries_;
   report.prefix_cache_hits = prefix_hits_;
   report.preemptions = preemptions_;
@@ -470,30 +489,6 @@ void EngineCore::LearnCost(const StepReport& report) {
   admission_.SetCost(*cost_);
 }
 
-// What the prompts of this step cost those who decoded beside them.
-void EngineCore::LearnChunk(const StepReport& report) {
-  MixedStep mixed = {.prefill_tokens = report.prefill_tokens,
-                     .duration = report.duration,
-                     .prompts = static_cast<uint32_t>(waiting_.size())};
-  StepWork decodes;
-  for (size_t i = 0; i < step_.size(); ++i) {
-    if (step_[i].decodes) {
-      decodes.decode_rows += step_[i].tokens;
-      decodes.context += step_[i].tokens * batch_[i].position;
-    } else {
-      ++mixed.prompts;
-    }
-  }
-  if (cost_.has_value()) {
-    mixed.decodes_alone = absl::Seconds(cost_->Seconds(decodes));
-    if (cost_->prefill_token > 0) {
-      mixed.worth_tokens = static_cast<uint32_t>(
-          std::min<double>(ChunkBudget::kMostLeast, cost_->mixed / cost_->prefill_token));
-    }
-  }
-  chunk_budget_.Update(mixed);
-}
-
 void EngineCore::PublishLoad() {
   Load load;
   double context = 0;
@@ -508,7 +503,7 @@ void EngineCore::PublishLoad() {
     }
   }
   load.mean_context = context / std::max(1u, load.sequences);
-  load.chunk_tokens = chunk_budget_.tokens();
+  load.chunk_tokens = ChunkBudget();
   MutexLock lock(&mutex_);
   admission_.SetRunning(load, answer_tokens);
 }

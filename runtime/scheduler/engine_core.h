@@ -93,6 +93,7 @@ class EngineCore : public Engine {
   void TakeInbox();
   void EndCancelledAndExpired();
   StepPlan Plan() const;
+  uint32_t ChunkBudget() const;
   std::vector<Owned>::iterator FindRunning(uint64_t id);
   void PreemptPlanned(const std::vector<uint64_t>& ids);
   void AdmitPlanned(const std::vector<uint64_t>& ids);
@@ -104,7 +105,6 @@ class EngineCore : public Engine {
   void HandOutTokens(absl::Time now, std::vector<Ending>* ended);
   void Report(absl::Duration duration);
   void LearnCost(const StepReport& report);
-  void LearnChunk(const StepReport& report);
   void PublishLoad();
   void End(Owned request, FinishReason reason, absl::Status status);
   void EndRunning(Ending ending);
@@ -134,7 +134,6 @@ class EngineCore : public Engine {
   // Owned by the engine's thread.
   const std::unique_ptr<KvBlockPool> kv_pool_;
   const std::unique_ptr<ModelRunner> runner_;
-  ChunkBudget chunk_budget_;
   WaitingQueue queue_;
   std::unordered_map<uint64_t, Owned> waiting_;  // those in queue_
   std::vector<Owned> running_;                   // in the order of admission

@@ -134,26 +134,20 @@ class Planner {
 
 StepPlan PlanStep(const SchedulerSnapshot& snapshot) { return Planner(snapshot).Plan(); }
 
-ChunkBudget::ChunkBudget(absl::Duration target, uint32_t max_tokens)
-    : target_(target), max_tokens_(max_tokens), tokens_(std::min(kMinTokens, max_tokens)) {}
-
-// What prompts may add to the step.
-absl::Duration ChunkBudget::Allowed(const MixedStep& step) const {
-  if (target_ > absl::ZeroDuration()) return target_ - step.decodes_alone;
-  return kPromptShare * std::min(step.prompts, kMostPromptShares) * step.decodes_alone;
-}
-
-void ChunkBudget::Update(const MixedStep& step) {
-  const absl::Duration allowed = Allowed(step);
-  const absl::Duration added = step.duration - step.decodes_alone;
-  if (added > allowed) {
-    const double share = std::max(0.0, absl::FDivDuration(allowed, added));
-    tokens_ = static_cast<uint32_t>(share * std::min(step.prefill_tokens, tokens_));
-  } else if (step.prefill_tokens >= tokens_ && added < 0.8 * allowed) {
-    tokens_ += std::max(1u, tokens_ / 4);
+uint32_t ChunkTokens(const ChunkQuestion& question) {
+  // Nothing was seen of prompts, or nothing of how their length counts.
+  if (!question.cost.has_value() || question.cost->prefill_token <= 0) {
+    return std::min(kLeastChunk, question.max_tokens);
   }
-  const uint32_t least = std::clamp(step.worth_tokens, kMinTokens, kMostLeast);
-  tokens_ = std::min(std::max(tokens_, least), max_tokens_);
+  const StepCost& cost = *question.cost;
+  const double alone = cost.Seconds(question.decodes);
+  const double unfelt = absl::ToDoubleSeconds(kUnfeltStep) - alone;
+  const double share = kPromptShare * std::min(question.prompts, kMostPromptShares) * alone;
+  const double allowed = question.target > absl::ZeroDuration()
+                             ? absl::ToDoubleSeconds(question.target) - alone
+                             : std::max(share, unfelt);
+  const double tokens = std::max<double>(kLeastChunk, (allowed - cost.mixed) / cost.prefill_token);
+  return static_cast<uint32_t>(std::min<double>(tokens, question.max_tokens));
 }
 
 }  // namespace firesteel

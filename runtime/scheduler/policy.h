@@ -5,10 +5,12 @@
 #define FIRESTEEL_RUNTIME_SCHEDULER_POLICY_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "absl/time/time.h"
+#include "runtime/scheduler/step_cost.h"
 
 namespace firesteel {
 
@@ -76,46 +78,34 @@ struct StepPlan {
 /// admitted first is never preempted unless it is alone and exceeds the whole cache.
 StepPlan PlanStep(const SchedulerSnapshot& snapshot);
 
-/// What a prompt may add to a step of decodes, of what that takes alone: streams beside a long
-/// prompt become slower by that, and twice as slow at worst on a machine that is slower at times.
-inline constexpr double kPromptShare = 0.4;
+/// Without a target, what a prompt may add to a step of decodes, of what that takes alone: streams
+/// beside a long prompt become slower by that, and twice as slow at worst on a machine that is
+/// slower at times.
+inline constexpr double kPromptShare = 0.3;
 /// Where several prompts are to be computed, each may add as much, up to so many: batches that
 /// stay half empty, as prompts come too slowly, cost everybody more than longer steps.
 inline constexpr uint32_t kMostPromptShares = 4;
+/// Nobody feels a step as short as this: fifty tokens a second are faster than any reader. Small
+/// models pay for each chunk as much as for a dozen tokens, and so may take larger ones.
+inline constexpr absl::Duration kUnfeltStep = absl::Milliseconds(20);
 
-/// What ChunkBudget learns from: a step in which prompts were computed beside decodes.
-struct MixedStep {
-  uint32_t prefill_tokens = 0;  // > 0
-  absl::Duration duration;
-  absl::Duration decodes_alone;  // as expected without the prompts; zero: not known
+/// The least prefill budget beside decodes. Before anything is known it is no more: running streams
+/// don't pay for finding out.
+inline constexpr uint32_t kLeastChunk = 4;
+
+/// What the prefill budget of a step with decodes depends on.
+struct ChunkQuestion {
+  std::optional<StepCost> cost;  // as measured so far; unset: too little
+  StepWork decodes;              // of the step; has decode rows
   uint32_t prompts = 1;          // that are computed or wait
-  uint32_t worth_tokens = 0;     // of a prompt, whose cost is what having one in the step costs
+  absl::Duration target;         // of the step's duration; zero: what the constants above say
+  uint32_t max_tokens = 1;       // ≥ 1
 };
 
-/// The prefill budget of steps in which something decodes. It begins at its least: nothing is known
-/// yet, and running streams must not pay for finding out. What prompts added to a step is held
-/// against what they may add: too much shrinks the budget in proportion, too little lets it grow by
-/// a quarter. The least is raised to what makes having a prompt in the step worth it, up to
-/// kMostLeast. Not thread-safe.
-class ChunkBudget {
- public:
-  static constexpr uint32_t kMinTokens = 4;
-  static constexpr uint32_t kMostLeast = 16;
-
-  /// `target`: of a step's duration. Zero: kPromptShare for each prompt more than the decodes take
-  /// alone; until that is known the budget is at its least. `max_tokens` ≥ 1.
-  ChunkBudget(absl::Duration target, uint32_t max_tokens);
-
-  uint32_t tokens() const { return tokens_; }
-  void Update(const MixedStep& step);
-
- private:
-  absl::Duration Allowed(const MixedStep& step) const;
-
-  const absl::Duration target_;
-  const uint32_t max_tokens_;
-  uint32_t tokens_;
-};
+/// As many tokens as fit into what prompts may add to the step, at least the least budget. It
+/// depends on ratios of costs where there is no target: a machine that is slow for a while, for
+/// decodes and prompts alike, changes nothing.
+uint32_t ChunkTokens(const ChunkQuestion& question);
 
 }  // namespace firesteel
 

@@ -283,92 +283,75 @@ TEST(PlanStep, ReservedBlocksAreNotForNewcomers) {
   EXPECT_THAT(PlanStep(snapshot).admit, ElementsAre(2));
 }
 
-// A step of so many milliseconds, that would have taken `alone` without prompts.
-MixedStep Took(uint32_t tokens, double milliseconds, double alone = 0) {
-  return {.prefill_tokens = tokens,
-          .duration = absl::Milliseconds(milliseconds),
-          .decodes_alone = absl::Milliseconds(alone)};
+// Decodes take 100 ms: 40 and 10 for each of six rows.
+ChunkQuestion SixStreams(StepCost cost = {
+                             .step = 0.04, .prefill_token = 0.002, .decode_row = 0.01}) {
+  return {.cost = cost, .decodes = {.decode_rows = 6}, .max_tokens = 256};
 }
 
-TEST(ChunkBudget, WithATargetItShrinksInProportionAndGrowsBack) {
-  ChunkBudget budget(absl::Milliseconds(20), 256);
-  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens) << "nobody pays for finding out";
-  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
-  EXPECT_EQ(budget.tokens(), 256u);
-  budget.Update(Took(256, 40));
-  EXPECT_EQ(budget.tokens(), 128u);
-  budget.Update(Took(128, 18));  // close to the target: stays
-  EXPECT_EQ(budget.tokens(), 128u);
-  budget.Update(Took(50, 5));  // the prompt was short, says nothing about 128
-  EXPECT_EQ(budget.tokens(), 128u);
-  budget.Update(Took(128, 10));
-  EXPECT_EQ(budget.tokens(), 160u);
-  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
-  EXPECT_EQ(budget.tokens(), 256u);
-  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1000));
-  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens);
+TEST(ChunkTokens, WithoutATargetAPromptMayAddThreeTenths) {
+  ChunkQuestion question = SixStreams();
+  EXPECT_EQ(ChunkTokens(question), 15u);
+  question.decodes.decode_rows = 1;
+  EXPECT_EQ(ChunkTokens(question), 7u) << "of the decodes there are";
+  question.cost->context = 0.00001;
+  question.decodes.context = 5000;
+  EXPECT_EQ(ChunkTokens(question), 15u) << "and of how far they look back";
+  question.max_tokens = 12;
+  EXPECT_EQ(ChunkTokens(question), 12u);
 }
 
-TEST(ChunkBudget, OnlyWhatThePromptAddedCountsAgainstIt) {
-  ChunkBudget budget(absl::Milliseconds(20), 256);
-  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
-  budget.Update(Took(256, 30, 10));  // twice the 10 ms that were allowed
-  EXPECT_EQ(budget.tokens(), 128u);
-  budget.Update(Took(128, 17, 10));
-  EXPECT_EQ(budget.tokens(), 160u);
-  budget.Update(Took(160, 30, 25));  // the decodes alone take too long
-  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens);
-}
-
-TEST(ChunkBudget, WithoutATargetItFollowsTheDecodes) {
-  ChunkBudget budget(absl::ZeroDuration(), 256);
-  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 1));
-  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens) << "what decodes take is not known";
-  // A step of 100 ms may take 140; each token adds 2.
-  const auto settle = [&](double alone, double token) {
-    for (int i = 0; i < 100; ++i) {
-      budget.Update(Took(budget.tokens(), alone + token * budget.tokens(), alone));
-    }
-    return budget.tokens();
-  };
-  EXPECT_THAT(settle(100, 2), testing::AllOf(testing::Ge(16u), testing::Le(20u)));
-  EXPECT_THAT(settle(50, 2), testing::AllOf(testing::Ge(8u), testing::Le(10u)));
-  EXPECT_EQ(settle(100, 0.001), 256u);
-  // Where the whole machine is slow for a while, it comes back.
-  for (int i = 0; i < 100; ++i) budget.Update(Took(budget.tokens(), 200, 100));
-  EXPECT_EQ(budget.tokens(), ChunkBudget::kMinTokens);
-  EXPECT_THAT(settle(100, 2), testing::Ge(16u));
-}
-
-TEST(ChunkBudget, PromptsThatWaitMakeRoomForEachOther) {
-  for (const auto& [prompts, tokens] : {std::pair(1u, 20u), {2u, 40u}, {4u, 80u}, {50u, 80u}}) {
-    ChunkBudget budget(absl::ZeroDuration(), 256);
-    MixedStep step = Took(0, 0, 100);
-    step.prompts = prompts;
-    for (int i = 0; i < 100; ++i) {
-      step.prefill_tokens = budget.tokens();
-      step.duration = step.decodes_alone + budget.tokens() * absl::Milliseconds(2);
-      budget.Update(step);
-    }
-    EXPECT_THAT(budget.tokens(), testing::AllOf(testing::Ge(tokens * 3 / 4), testing::Le(tokens)));
+TEST(ChunkTokens, ASlowMachineChangesNothing) {
+  for (const double speed : {1.0, 0.5, 0.25}) {
+    EXPECT_EQ(
+        ChunkTokens(SixStreams(
+            {.step = 0.04 / speed, .prefill_token = 0.002 / speed, .decode_row = 0.01 / speed})),
+        15u);
   }
 }
 
-TEST(ChunkBudget, NoFewerTokensThanMakeAPromptInAStepWorthIt) {
-  ChunkBudget budget(absl::Milliseconds(10), 256);
-  MixedStep step = Took(4, 100);
-  for (const auto& [worth, least] : {std::pair(0u, 4u), {7u, 7u}, {500u, 16u}, {5u, 5u}}) {
-    step.worth_tokens = worth;
-    for (int i = 0; i < 100; ++i) budget.Update(step);
-    EXPECT_EQ(budget.tokens(), least);
+TEST(ChunkTokens, PromptsThatWaitMakeRoomForEachOther) {
+  ChunkQuestion question = SixStreams();
+  for (const auto& [prompts, tokens] : {std::pair(1u, 15u), {2u, 30u}, {4u, 60u}, {50u, 60u}}) {
+    question.prompts = prompts;
+    EXPECT_EQ(ChunkTokens(question), tokens);
   }
 }
 
-TEST(ChunkBudget, TinyMaximum) {
-  ChunkBudget budget(absl::Milliseconds(1), 3);
-  EXPECT_EQ(budget.tokens(), 3u);
-  budget.Update(Took(3, 1000));
-  EXPECT_EQ(budget.tokens(), 3u);
+TEST(ChunkTokens, NobodyFeelsAShortStep) {
+  // Decodes take 10 ms, 3 would be three tenths.
+  EXPECT_EQ(ChunkTokens(SixStreams({.step = 0.004, .prefill_token = 0.0002, .decode_row = 0.001})),
+            50u);
+}
+
+TEST(ChunkTokens, ATargetIsForTheWholeStep) {
+  ChunkQuestion question = SixStreams();
+  question.target = absl::Milliseconds(170);
+  question.prompts = 3;
+  EXPECT_EQ(ChunkTokens(question), 35u);
+  question.target = absl::Milliseconds(90);  // the decodes alone take longer
+  EXPECT_EQ(ChunkTokens(question), kLeastChunk);
+  question.target = absl::Minutes(1);
+  EXPECT_EQ(ChunkTokens(question), 256u);
+}
+
+TEST(ChunkTokens, WhatAPromptCostsAtAllCounts) {
+  ChunkQuestion question = SixStreams();
+  question.cost->mixed = 0.009;
+  EXPECT_EQ(ChunkTokens(question), 10u);
+  question.cost->mixed = 0.034;
+  EXPECT_EQ(ChunkTokens(question), kLeastChunk);
+}
+
+TEST(ChunkTokens, BeforeAnythingIsKnownItIsTheLeast) {
+  ChunkQuestion question = SixStreams();
+  question.cost->prefill_token = 0;
+  EXPECT_EQ(ChunkTokens(question), kLeastChunk) << "no prompt was seen";
+  question.cost.reset();
+  question.target = absl::Minutes(1);
+  EXPECT_EQ(ChunkTokens(question), kLeastChunk);
+  question.max_tokens = 3;
+  EXPECT_EQ(ChunkTokens(question), 3u);
 }
 
 }  // namespace
