@@ -422,6 +422,7 @@ TEST_F(CommandsTest, InfoOfOneModelAsJson) {
 TEST_F(CommandsTest, HealthIsTheExitStatus) {
   EXPECT_EQ(Run({"health"}), kSucceeded);
   EXPECT_EQ(out_.str(), "SERVING\n");
+  EXPECT_EQ(Run({"health", "--tls"}), kFailed) << "of a server that speaks clear text";
   server_->GetHealthCheckService()->SetServingStatus("m", false);
   out_.str("");
   EXPECT_EQ(Run({"health", "--service", "m"}), kFailed);
