@@ -332,5 +332,23 @@ TEST(CounterUniform, DependsOnEachArgumentAndIsUniform) {
   EXPECT_NEAR(sum / 10000, 0.5, 4 * 0.289 / 100);
 }
 
+// 0.5 and 0.3 don't reach 0.82: the token that crosses it is kept, the one behind it is not.
+TEST(Sampler, TopPKeepsTheTokenThatReachesIt) {
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.15f),
+                                     std::log(0.05f)};
+  SamplingParams params;
+  params.temperature = 1.0f;
+  params.top_p = 0.82f;
+  Sampler sampler;
+  std::vector<int> drawn(logits.size());
+  for (uint64_t position = 0; position < 500; ++position) {
+    const auto token = sampler.Sample(logits, params, 0, position, {}, nullptr);
+    ASSERT_TRUE(token.ok());
+    ++drawn[static_cast<size_t>(*token)];
+  }
+  EXPECT_GT(drawn[2], 0);
+  EXPECT_EQ(drawn[3], 0);
+}
+
 }  // namespace
 }  // namespace firesteel
