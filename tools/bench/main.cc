@@ -151,10 +151,11 @@ absl::StatusOr<Report> Run(const Options& options) {
   std::vector<std::unique_ptr<Subject>> subjects;  // [threads][model]
   for (size_t threads : options.threads) {
     for (const Model& model : *models) {
-      subjects.push_back(
-          std::make_unique<Subject>(model.weights, compute, kv_dtype, threads, options.chunk,
-                                    std::max<size_t>(1, Largest(options.batch)), max_tokens,
-                                    model.trained, options.head == "on"));
+      const bool sublinear =
+          options.head == "on" || (options.head == "spark" && model.weights->config.spark());
+      subjects.push_back(std::make_unique<Subject>(
+          model.weights, compute, kv_dtype, threads, options.chunk,
+          std::max<size_t>(1, Largest(options.batch)), max_tokens, model.trained, sublinear));
     }
   }
   const std::vector<Setting> settings = ListSettings(options);
@@ -220,8 +221,9 @@ int Main(int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->capture_default_str();
   app.add_option("--sublinear-head", options.head,
-                 "on: decode greedily with the head that reads a 2-bit copy of the embedding")
-      ->check(CLI::IsMember({"on", "off"}))
+                 "on: decode greedily with the head that reads a 2-bit copy of the embedding; "
+                 "spark: the Spark models only")
+      ->check(CLI::IsMember({"on", "off", "spark"}))
       ->capture_default_str();
   const auto counts = [&](const char* flag, std::vector<size_t>& value, const char* help) {
     app.add_option(flag, value, help)->delimiter(',')->check(CLI::Range(1, 1 << 20));
