@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <span>
 
+#include "runtime/checkpoint/weights.h"
+
 namespace firesteel {
 
 /// What one layer did for one row (one token at one position) of a step.
@@ -38,6 +40,10 @@ class ActivityProbe {
   /// Positions that a query head kept, absolute, rising.
   virtual void OnAttended(size_t layer, size_t row, size_t head,
                           std::span<const uint32_t> positions) = 0;
+  /// A row of a layer's weights, or its columns [begin, end), goes to a kernel, which reads it once
+  /// for all tokens of that call. Called by the worker that reads, in the order of reading.
+  virtual void OnWeightRow(const Matrix& /*weights*/, size_t /*worker*/, size_t /*row*/,
+                           size_t /*begin*/, size_t /*end*/) {}
 };
 
 }  // namespace firesteel

@@ -133,7 +133,7 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
 
 template <typename SumFn>
 void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
-  ForActive(part, [&](size_t row, IndexRange list) {
+  ForActive(worker, part, [&](size_t row, IndexRange list) {
     if (part.alone()) {  // on their way meanwhile
       kernels::FetchFirstRows(part.weights.down_proj.view(), &active_[row * stride_ + list.begin],
                               list.end - list.begin);
@@ -145,7 +145,7 @@ void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
     std::memset(sum(row), 0, kernels::SumCols(config_.hidden_size) * sizeof(float));
   }
   const kernels::TypedView w = part.weights.down_proj.view();
-  ForColumns(part, [&](size_t row, IndexRange cols) {
+  ForColumns(worker, part, [&](size_t row, IndexRange cols) {
     const IndexRange list = ListOf(row, part.range);
     kernels::AddSparseVecMat(RowOf(excess_, row) + list.begin, &active_[row * stride_ + list.begin],
                              list.end - list.begin, Columns(w, cols), sum(row) + cols.begin);
@@ -189,11 +189,12 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
   if (part.alone() && !part.add) {
     const size_t row = part.rows.begin;
     const IndexRange list = ListOf(row, part.range);
+    Tell(worker, part, part.weights.down_proj, row, list, {0, w.cols});
     kernels::SumIntegerRows(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
                             static_cast<int32_t*>(scratch.sums.MutableRow(0)), sum(row));
     return;
   }
-  ForColumns(part, [&](size_t row, IndexRange cols) {
+  ForColumns(worker, part, [&](size_t row, IndexRange cols) {
     const IndexRange list = ListOf(row, part.range);
     kernels::SumIntegerColumns(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
                                cols.begin, kernels::SumCols(cols.end), part.add, sum(row));
@@ -204,7 +205,7 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
 // take turns over windows of columns rather than of neurons, since then their sums are short, too,
 // and stay in the L1 cache or in registers.
 template <typename VisitFn>
-void SparkFfn::ForColumns(const Part& part, const VisitFn& visit) const {
+void SparkFfn::ForColumns(const Worker& worker, const Part& part, const VisitFn& visit) const {
   const kernels::TypedView w = part.weights.down_proj.view();
   const IndexRange neurons = Neurons(part.range);
   const size_t group_bytes =
@@ -215,14 +216,17 @@ void SparkFfn::ForColumns(const Part& part, const VisitFn& visit) const {
                                   kernels::kI4Group;
   for (size_t first = 0; first < w.cols; first += window) {
     const IndexRange cols{first, std::min(w.cols, first + window)};
-    for (size_t row = part.rows.begin; row < part.rows.end; ++row) visit(row, cols);
+    for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
+      Tell(worker, part, part.weights.down_proj, row, ListOf(row, part.range), cols);
+      visit(row, cols);
+    }
   }
 }
 
 // Calls visit(row, part of the row's list) until each row's active neurons of `part` were visited;
 // one call a row and window of rows of up_proj.
 template <typename VisitFn>
-void SparkFfn::ForActive(const Part& part, const VisitFn& visit) const {
+void SparkFfn::ForActive(const Worker& worker, const Part& part, const VisitFn& visit) const {
   const Matrix& up = part.weights.up_proj;
   const size_t row_bytes = up.bytes() / up.rows() + 1;
   const IndexRange neurons = Neurons(part.range);
@@ -230,18 +234,28 @@ void SparkFfn::ForActive(const Part& part, const VisitFn& visit) const {
   for (size_t first = neurons.begin; first < neurons.end; first += window) {
     const bool whole = first + window >= neurons.end && first == neurons.begin;
     for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
-      const IndexRange list = ListOf(row, part.range);
-      if (whole) {
-        visit(row, list);
-        continue;
+      IndexRange list = ListOf(row, part.range);
+      if (!whole) {
+        const uint32_t* const all = &active_[row * stride_];
+        const auto index = [&](size_t neuron) {
+          return static_cast<size_t>(std::lower_bound(all + list.begin, all + list.end, neuron) -
+                                     all);
+        };
+        list = {index(first), index(first + window)};
       }
-      const uint32_t* const all = &active_[row * stride_];
-      const auto index = [&](size_t neuron) {
-        return static_cast<size_t>(std::lower_bound(all + list.begin, all + list.end, neuron) -
-                                   all);
-      };
-      visit(row, {index(first), index(first + window)});
+      Tell(worker, part, up, row, list, {0, up.cols()});
+      visit(row, list);
     }
+  }
+}
+
+// Tells the probe, if there is one, which weights are read next: those of a part of a row's list.
+void SparkFfn::Tell(const Worker& worker, const Part& part, const Matrix& weights, size_t row,
+                    IndexRange list, IndexRange cols) const {
+  if (part.input.probe == nullptr) return;
+  for (size_t j = list.begin; j < list.end; ++j) {
+    part.input.probe->OnWeightRow(weights, worker.index(), active_[row * stride_ + j], cols.begin,
+                                  cols.end);
   }
 }
 

@@ -14,6 +14,7 @@
 #include "kernels/tensor.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/weights.h"
+#include "runtime/model/activity.h"
 #include "runtime/model/quantized_input.h"
 #include "runtime/threading/worker_pool.h"
 
@@ -35,6 +36,7 @@ class SparkFfn {
   struct Input {
     kernels::TypedView floats;
     kernels::QuantizedRows integers;
+    ActivityProbe* probe = nullptr;  // sees the rows that are read
   };
 
   /// Steps have at most `max_rows` rows. `down` is the type of all down_proj.
@@ -79,14 +81,16 @@ class SparkFfn {
   template <typename SumFn>
   void AddIntegers(Worker& worker, const Part& part, const SumFn& sum);
   template <typename VisitFn>
-  void ForActive(const Part& part, const VisitFn& visit) const;
+  void ForActive(const Worker& worker, const Part& part, const VisitFn& visit) const;
   template <typename VisitFn>
-  void ForColumns(const Part& part, const VisitFn& visit) const;
+  void ForColumns(const Worker& worker, const Part& part, const VisitFn& visit) const;
   // Where the active neurons of a range stand in a row's list.
   IndexRange ListOf(size_t row, size_t range) const {
     const uint32_t* const starts = &range_starts_[row * (num_ranges_ + 1) + range];
     return {starts[0], starts[1]};
   }
+  void Tell(const Worker& worker, const Part& part, const Matrix& weights, size_t row,
+            IndexRange list, IndexRange cols) const;
   IndexRange Neurons(size_t range) const;
   float* RangeSum(size_t row, size_t range);
   void AddRangeSum(size_t range, const float* sum, float* out) const;

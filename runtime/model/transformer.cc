@@ -254,6 +254,7 @@ void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weigh
 // prompt takes the matrix units, however few rows the step has of it.
 void Transformer::Multiply(Worker& worker, DenseInput& input, const Matrix& weight,
                            IndexRange share, Matrix& output) {
+  Tell(worker, weight, share);
   if (compute_ == ComputeType::kInteger) {
     return MultiplyIntegers(input.integer, rows_.size(), weight, share, output);
   }
@@ -399,6 +400,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   const size_t num_rows = rows_.size();
   const IndexRange neurons = worker.Share(config_.intermediate_size, kRowGrain);
   if (compute_ == ComputeType::kInteger) {
+    Tell(worker, w.gate_proj, neurons);
     MultiplyIntegers(predictor_input_, num_rows, w.gate_proj, neurons, gate_);
   } else {
     Multiply(worker, normed_, w.gate_proj, neurons, gate_);  // its columns are fewer
@@ -417,7 +419,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   EndPhase(worker, Phase::kThreshold);
 
   if (worker.index() == 0) layer_activity_[layer].ffn_union = ffn_->CountUnion(num_rows);
-  SparkFfn::Input input;
+  SparkFfn::Input input{.probe = probe_};
   if (compute_ == ComputeType::kInteger) {
     input.integers = rest_input_.view();
   } else {
@@ -536,6 +538,14 @@ void Transformer::NormRow(size_t row, const std::vector<float>& norm, Block next
     kernels::QuantizeActivations(normed + config_.ffn_predictor_dim, rest_input_.view(), row);
   } else {
     RoundRow(normed_, row, rows_.size());
+  }
+}
+
+// Tells the probe, if there is one, which rows of a matrix are read next.
+void Transformer::Tell(const Worker& worker, const Matrix& weight, IndexRange rows) const {
+  if (probe_ == nullptr) return;
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    probe_->OnWeightRow(weight, worker.index(), row, 0, weight.cols());
   }
 }
 

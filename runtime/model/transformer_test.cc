@@ -3,13 +3,19 @@
 
 #include "runtime/model/transformer.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
+#include <list>
+#include <map>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "runtime/gemm/gemm.h"
@@ -20,6 +26,9 @@ namespace firesteel {
 namespace {
 
 using kernels::DType;
+using ::testing::DoubleNear;
+using ::testing::Each;
+using ::testing::Pointwise;
 
 // Odd sizes, a window smaller than the prompts, several KV blocks, and sparsity in both parts.
 ModelConfig SmallSpark() {
@@ -222,6 +231,108 @@ TEST(Transformer, ABF16PromptTakesTheMatrixUnits) {
     runner.Append(logits[prompt ? 1 : 0]);
   }
   EXPECT_FALSE(SameBits(logits[0], logits[1]));
+}
+
+// How often weights come from memory, if each worker has an L2 cache of 1.5 MiB for them: what the
+// sparse FFN's order of reading is for. Least recently used goes first.
+class ReadCounter : public ActivityProbe {
+ public:
+  ReadCounter(size_t threads, const ModelWeights& weights) : caches_(threads) {
+    for (const LayerWeights& layer : weights.layers) {
+      for (const Matrix* m :
+           {&layer.qkv_proj, &layer.o_proj, &layer.gate_proj, &layer.up_proj, &layer.down_proj}) {
+        reads_[m].resize(m->rows());
+      }
+    }
+  }
+  void OnFfnActive(size_t /*layer*/, size_t row, std::span<const uint32_t> neurons) override {
+    const std::lock_guard lock(mutex_);
+    if (row >= active_.size()) active_.resize(row + 1);
+    active_[row].assign(neurons.begin(), neurons.end());
+  }
+  void OnAttended(size_t, size_t, size_t, std::span<const uint32_t>) override {}
+  void OnWeightRow(const Matrix& weights, size_t worker, size_t row, size_t begin,
+                   size_t end) override {
+    const std::lock_guard lock(mutex_);
+    Cache& cache = caches_[worker];
+    const Key key{&weights, row, begin};
+    if (const auto found = cache.at.find(key); found != cache.at.end()) {
+      cache.order.splice(cache.order.end(), cache.order, found->second);
+      return;
+    }
+    reads_.at(&weights)[row] +=
+        static_cast<double>(end - begin) / static_cast<double>(weights.cols());
+    const size_t bytes = kernels::BytesOf(weights.dtype(), end - begin);
+    cache.at[key] = cache.order.insert(cache.order.end(), {key, bytes});
+    for (cache.bytes += bytes; cache.bytes > size_t{1536} << 10; cache.order.pop_front()) {
+      cache.bytes -= cache.order.front().second;
+      cache.at.erase(cache.order.front().first);
+    }
+  }
+
+  /// Times that each row of a matrix came from memory.
+  const std::vector<double>& reads(const Matrix& weights) const { return reads_.at(&weights); }
+  /// How many of the rows [begin, end) of the step, in a model of one layer, need each neuron.
+  std::vector<size_t> Needed(size_t num_neurons, IndexRange rows) const {
+    std::vector<size_t> needed(num_neurons);
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      for (const uint32_t neuron : active_[row]) ++needed[neuron];
+    }
+    return needed;
+  }
+
+ private:
+  using Key = std::tuple<const Matrix*, size_t, size_t>;
+  struct Cache {
+    std::list<std::pair<Key, size_t>> order;
+    std::map<Key, std::list<std::pair<Key, size_t>>::iterator> at;
+    size_t bytes = 0;
+  };
+  std::mutex mutex_;
+  std::vector<Cache> caches_;
+  std::map<const Matrix*, std::vector<double>> reads_;
+  std::vector<std::vector<uint32_t>> active_;
+};
+
+// A lone sequence reads each row that it needs once. Sequences of a batch share what one of them
+// has read, and so do the rows of a prompt that a worker has.
+TEST(Transformer, EachWeightRowIsReadOnce) {
+  ModelConfig config = SmallSpark();
+  config.hidden_size = 1024;
+  config.ffn_predictor_dim = 512;
+  config.intermediate_size = 8192;
+  config.ffn_top_k = 655;
+  config.num_layers = 1;
+  config.layer_types.resize(1);
+  for (const DType type : {DType::kI8, DType::kBF16}) {
+    const ComputeType compute = type == DType::kI8 ? ComputeType::kInteger : ComputeType::kF32;
+    for (const size_t threads : {1, 2}) {
+      Runner runner(config, type, compute, DType::kBF16, threads);
+      const LayerWeights& layer = runner.weights->layers[0];
+      for (const size_t rows : {1, 8, 80}) {
+        SCOPED_TRACE(testing::Message()
+                     << DTypeName(type) << ", " << threads << " threads, " << rows << " rows");
+        const auto tokens = RandomTokens(rows, 3, config.vocab_size);
+        const KvLease lease = std::move(runner.cache->Lease(rows)).value();
+        const SequenceSlice slice{tokens, 0, lease.blocks(), LogitRows::kLast};
+        ReadCounter counter(threads, *runner.weights);
+        ASSERT_TRUE(runner.transformer.Forward({&slice, 1}, &counter).ok());
+        for (const Matrix* dense : {&layer.qkv_proj, &layer.o_proj, &layer.gate_proj}) {
+          EXPECT_THAT(counter.reads(*dense), Each(1.0));
+        }
+        // The workers share the neurons of a batch, and the rows of a prompt.
+        const size_t parts = rows > 32 ? threads : 1;
+        std::vector<double> expected(config.intermediate_size);
+        for (size_t part = 0; part < parts; ++part) {
+          const IndexRange share{rows * part / parts, rows * (part + 1) / parts};
+          const auto needed = counter.Needed(expected.size(), share);
+          for (size_t n = 0; n < needed.size(); ++n) expected[n] += needed[n] > 0 ? 1 : 0;
+        }
+        EXPECT_THAT(counter.reads(layer.up_proj), Pointwise(DoubleNear(1e-9), expected));
+        EXPECT_THAT(counter.reads(layer.down_proj), Pointwise(DoubleNear(1e-9), expected));
+      }
+    }
+  }
 }
 
 TEST(Transformer, ActivityCountsWhatWasActive) {
