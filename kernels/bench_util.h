@@ -20,6 +20,7 @@ struct AlignedAllocator {
   using value_type = T;
   AlignedAllocator() = default;
   template <typename U>
+  // NOLINTNEXTLINE(google-explicit-constructor): allocators convert into each other.
   AlignedAllocator(const AlignedAllocator<U>&) {}
   T* allocate(size_t n) {
     return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(kAlignment)));

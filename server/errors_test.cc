@@ -84,7 +84,7 @@ class ErrorsTest : public ServerTest, public testing::WithParamInterface<ErrorRe
     config.auth_token_file = WriteFile(
         "tokens.yaml",
         "- name: someone\n  sha256: " + absl::BytesToHexString(HashOf("token")) + "\n" + lines);
-    Restart(std::move(config));
+    Restart(config);
   }
 
   static std::string HashOf(const std::string& token) {
@@ -108,7 +108,7 @@ class ErrorsTest : public ServerTest, public testing::WithParamInterface<ErrorRe
     ServerConfig config;
     config.admin_address = "127.0.0.1:0";
     config.load_model = std::move(load);
-    Restart(std::move(config));
+    Restart(config);
     return v1::AdminService::NewStub(
         grpc::CreateChannel(server_->admin_address(), grpc::InsecureChannelCredentials()));
   }

@@ -36,7 +36,7 @@ class ModelManagerTest : public ServerTest {
       model.max_prompt_tokens = 127;
       return model;
     };
-    Restart(std::move(config));
+    Restart(config);
     admin_ = v1::AdminService::NewStub(
         grpc::CreateChannel(server_->admin_address(), grpc::InsecureChannelCredentials()));
   }

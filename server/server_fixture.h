@@ -38,7 +38,7 @@ class ServerTest : public testing::Test {
     Start(ServerConfig{.simd_target = "TEST", .threads = 3});
   }
 
-  void Start(ServerConfig config) {
+  void Start(const ServerConfig& config) {
     auto metrics = std::make_unique<ServerMetrics>();
     auto models = std::make_unique<ModelRegistry>();
     for (const char* name : {"alpha", "beta"}) {
@@ -66,9 +66,9 @@ class ServerTest : public testing::Test {
   }
 
   /// Serves anew, so.
-  void Restart(ServerConfig config) {
+  void Restart(const ServerConfig& config) {
     server_.reset();
-    Start(std::move(config));
+    Start(config);
   }
 
   /// The path of a file with this content.

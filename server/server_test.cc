@@ -614,7 +614,7 @@ TEST_F(ServerTest, DrainGoesInOrder) {
     withdrawn.Notify();
     grace_over.WaitForNotification();
   };
-  Restart(std::move(config));
+  Restart(config);
   grpc::ClientContext watch_context;
   const auto watch = health_->Watch(&watch_context, {});
   HealthResponse health;
@@ -665,7 +665,7 @@ TEST_F(ServerTest, DrainGoesInOrder) {
 TEST_F(ServerTest, OldConnectionIsClosedOnlyBehindItsStreams) {
   ServerConfig config;
   config.max_connection_age = absl::Milliseconds(50);
-  Restart(std::move(config));
+  Restart(config);
   const auto channel = NarrowChannel(server_->address());
   const auto stub = v1::GenerationService::NewStub(channel);
   grpc::ClientContext context;
@@ -692,7 +692,7 @@ TEST_F(ServerTest, QuietStreamOutlivesKeepalives) {
     config.keepalive = {.time = server_asks ? absl::Milliseconds(20) : absl::Minutes(1),
                         .timeout = absl::Minutes(1),
                         .min_client_ping = absl::Milliseconds(100)};
-    Restart(std::move(config));
+    Restart(config);
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, server_asks ? 60'000 : 100);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 60'000);
@@ -830,7 +830,7 @@ TEST_F(ServerTest, ChannelzIsForAdminsWhereAskedFor) {
     ServerConfig config;
     config.admin_address = "127.0.0.1:0";
     config.channelz = on;
-    Restart(std::move(config));
+    Restart(config);
     EXPECT_EQ(CallRaw(kMethod, "").error_code(), grpc::StatusCode::UNIMPLEMENTED);
     channel_ = grpc::CreateChannel(server_->admin_address(), grpc::InsecureChannelCredentials());
     std::string answer;

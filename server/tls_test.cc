@@ -44,7 +44,7 @@ class TlsTest : public ServerTest {
     ServerConfig config;
     config.tls = files_;
     config.credentials_reload = absl::ZeroDuration();
-    Restart(std::move(config));
+    Restart(config);
   }
 
   /// A connection of its own that trusts `ca`, with a client certificate where `client` names one.
@@ -87,7 +87,7 @@ TEST_F(TlsTest, ProbesNeedNoneAndSeeTheSame) {
   ServerConfig config;
   config.tls = files_;
   config.health_address = "127.0.0.1:0";
-  Restart(std::move(config));
+  Restart(config);
   const auto channel =
       grpc::CreateChannel(server_->health_address(), grpc::InsecureChannelCredentials());
   health_ = grpc::health::v1::Health::NewStub(channel);

@@ -26,9 +26,9 @@ namespace firesteel::client {
 class TestServer {
  public:
   /// `services` outlive it.
-  explicit TestServer(std::initializer_list<grpc::Service*> services,
-                      const std::shared_ptr<grpc::ServerCredentials>& credentials =
-                          grpc::InsecureServerCredentials()) {
+  TestServer(std::initializer_list<grpc::Service*> services,
+             const std::shared_ptr<grpc::ServerCredentials>& credentials =
+                 grpc::InsecureServerCredentials()) {
     grpc::EnableDefaultHealthCheckService(true);
     grpc::ServerBuilder builder;
     int port = 0;
