@@ -19,6 +19,31 @@ AlignedVector<uint8_t> SomeBytes(size_t n) {
   return out;
 }
 
+// Tokens [tokens, depth], rounded, with the memory that they need.
+class Rounded {
+ public:
+  Rounded(size_t tokens, size_t depth)
+      : tokens_(tokens),
+        depth_(depth),
+        planes_(2 * tokens * depth),
+        numbers_(tokens * depth / 4 + 2 * tokens),
+        scales_(tokens) {
+    const auto values = NormalFloats(depth);
+    for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), view(), t);
+  }
+  QuantizedRows view() {
+    int32_t* const sums = numbers_.data() + tokens_ * depth_ / 4;
+    return {planes_.data(), numbers_.data(), scales_.data(), sums,
+            sums + tokens_, tokens_,         depth_,         depth_};
+  }
+
+ private:
+  const size_t tokens_, depth_;
+  AlignedVector<int8_t> planes_;
+  AlignedVector<int32_t> numbers_;
+  AlignedVector<float> scales_;
+};
+
 // Args: tokens, rows, depth, 1 for 4 bits (2: 8 bits on AMX). Copies of the weights are used in
 // turn, so that no cache below 512 MB keeps them.
 void MatMul(benchmark::State& state) {
@@ -32,19 +57,8 @@ void MatMul(benchmark::State& state) {
   const AlignedVector<float> row_scales(rows, 0.01f);
   const AlignedVector<BF16> block_scales(rows * depth / kI4Block, ToBF16(0.01f));
 
-  AlignedVector<int8_t> planes(2 * tokens * depth);
-  AlignedVector<int32_t> numbers(tokens * depth / 4 + 2 * tokens);
-  AlignedVector<float> scales(tokens);
-  const QuantizedRows x{planes.data(),
-                        numbers.data(),
-                        scales.data(),
-                        numbers.data() + tokens * depth / 4,
-                        numbers.data() + tokens * depth / 4 + tokens,
-                        tokens,
-                        depth,
-                        depth};
-  const auto values = NormalFloats(depth);
-  for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), x, t);
+  Rounded rounded(tokens, depth);
+  const QuantizedRows x = rounded.view();
   AlignedVector<int32_t> words(TileColumns::Words(tokens, depth / 4));
   const TileColumns tiles{words.data(), depth / 64};
   const bool amx = state.range(3) == 2;
@@ -92,18 +106,8 @@ void Masked(benchmark::State& state) {
              listed = static_cast<size_t>(state.range(2));
   const auto memory = SomeBytes(rows * depth);
   const AlignedVector<float> row_scales(rows, 0.01f);
-  AlignedVector<int8_t> planes(2 * depth);
-  AlignedVector<int32_t> numbers(depth / 4 + 2);
-  float scale = 0;
-  const QuantizedRows x{planes.data(),
-                        numbers.data(),
-                        &scale,
-                        numbers.data() + depth / 4,
-                        numbers.data() + depth / 4 + 1,
-                        1,
-                        depth,
-                        depth};
-  QuantizeActivations(NormalFloats(depth).data(), x, 0);
+  Rounded rounded(1, depth);
+  const QuantizedRows x = rounded.view();
   const TypedView w{memory.data(), DType::kI8, rows, depth, depth, row_scales.data(), nullptr};
   std::vector<uint32_t> list(listed);
   for (size_t i = 0; i < listed; ++i) list[i] = static_cast<uint32_t>(i * rows / listed);
@@ -122,17 +126,8 @@ BENCHMARK(Masked)
 
 void Activations(benchmark::State& state) {
   const auto depth = static_cast<size_t>(state.range(0));
-  AlignedVector<int8_t> planes(2 * depth);
-  AlignedVector<int32_t> numbers(depth / 4 + 2);
-  float scale = 0;
-  const QuantizedRows x{planes.data(),
-                        numbers.data(),
-                        &scale,
-                        numbers.data() + depth / 4,
-                        numbers.data() + depth / 4 + 1,
-                        1,
-                        depth,
-                        depth};
+  Rounded rounded(1, depth);
+  const QuantizedRows x = rounded.view();
   const auto values = NormalFloats(depth);
   for (auto _ : state) {
     QuantizeActivations(values.data(), x, 0);
