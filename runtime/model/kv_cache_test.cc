@@ -71,6 +71,11 @@ TEST_F(KvCacheTest, SharedBlocksAreCopiedWhenWritten) {
   // The first two to write copy the block that they write; the last one keeps it.
   EXPECT_EQ(a.BlocksToWrite(kTokens + 3, kTokens + 4), 1u);
   ASSERT_TRUE(a.PrepareWrite(kTokens + 3, kTokens + 4));
+  EXPECT_EQ(b.BlocksToWrite(kTokens + 3, kTokens + 4), 1u);
+  {
+    const KvLease rest = std::move(pool->Lease(3 * kTokens)).value();
+    EXPECT_FALSE(b.PrepareWrite(kTokens + 3, kTokens + 4)) << "there is no block for the copy";
+  }
   ASSERT_TRUE(b.PrepareWrite(kTokens + 3, kTokens + 4));
   EXPECT_EQ(c.BlocksToWrite(kTokens + 3, kTokens + 4), 0u);
   EXPECT_EQ(pool->available_blocks(), 2u);
@@ -111,6 +116,13 @@ TEST_F(KvCacheTest, PublishedPromptsAreFound) {
   EXPECT_EQ(Content(found, 1), 'b');
   EXPECT_EQ(pool->available_blocks(), 6u);
 
+  // Every token counts.
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    other = prompt;
+    other[i] += 77777;
+    EXPECT_EQ(pool->FindPublished({"me", other}).blocks, std::min<size_t>(i / kTokens, 3)) << i;
+  }
+
   // Not a beginning: the same tokens behind something else.
   const std::vector<int32_t> behind(prompt.begin() + kTokens, prompt.end());
   EXPECT_EQ(pool->FindPublished({"me", behind}).blocks, 0u);
@@ -130,7 +142,7 @@ TEST_F(KvCacheTest, TheLeastRecentlyUsedPromptGoesFirstFromItsEnd) {
   {
     const KvLease used = pool->LeasePublished({"", a});
   }
-  const KvLease one = std::move(pool->Lease(kTokens)).value();
+  KvLease one = std::move(pool->Lease(kTokens)).value();
   EXPECT_EQ(pool->FindPublished({"", a}).blocks, 2u);
   EXPECT_EQ(pool->FindPublished({"", b}).blocks, 1u);
   const KvLease two = std::move(pool->Lease(2 * kTokens)).value();
@@ -139,6 +151,12 @@ TEST_F(KvCacheTest, TheLeastRecentlyUsedPromptGoesFirstFromItsEnd) {
   pool->EvictAll();
   EXPECT_EQ(pool->FindPublished({"", a}).blocks, 0u);
   EXPECT_EQ(pool->available_blocks(), 1u);
+  // What was taken over from the cache goes back as what nobody looks for.
+  {
+    const KvLease last = std::move(one);
+  }
+  EXPECT_EQ(pool->available_blocks(), 2u);
+  EXPECT_EQ(pool->cached_blocks(), 0u);
 }
 
 // Two that computed the same at once: the later one takes over the block of the first.

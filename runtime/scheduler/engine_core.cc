@@ -154,6 +154,7 @@ bool EngineCore::HasNews() const {
 bool EngineCore::RunOnce() {
   TakeInbox();
   EndCancelledAndExpired();
+  chunk_tokens_ = ChunkBudget();
   const StepPlan plan = Plan();
   if (plan.slices.empty()) return false;  // all that was left has just ended
   PreemptPlanned(plan.preempt);
@@ -194,8 +195,7 @@ void EngineCore::TakeInbox() {
     waiting_.emplace(id, std::move(live));
   }
   inbox_.clear();
-  cancel_now_.clear();
-  std::swap(cancel_now_, cancelled_);
+  cancel_now_ = std::exchange(cancelled_, {});
   cancel_all_now_ = std::exchange(cancel_all_, false);
 }
 
@@ -264,7 +264,7 @@ StepPlan EngineCore::Plan() const {
                    .waiting = waiting,
                    .max_batch_size = options_.max_batch_size,
                    .max_batch_tokens = options_.max_batch_tokens,
-                   .max_prefill_tokens = ChunkBudget(),
+                   .max_prefill_tokens = chunk_tokens_,
                    .max_scored_tokens = kMaxScoredTokens,
                    .free_kv_blocks = static_cast<uint32_t>(kv_pool_->available_blocks()),
                    .reserved_kv_blocks = static_cast<uint32_t>(reserved),
@@ -503,7 +503,7 @@ void EngineCore::PublishLoad() {
     }
   }
   load.mean_context = context / std::max(1u, load.sequences);
-  load.chunk_tokens = ChunkBudget();
+  load.chunk_tokens = chunk_tokens_;
   MutexLock lock(&mutex_);
   admission_.SetRunning(load, answer_tokens);
 }

@@ -143,6 +143,7 @@ class EngineCore : public Engine {
   std::unordered_set<uint64_t> cancel_now_;
   bool cancel_all_now_ = false;
   // The step under way.
+  uint32_t chunk_tokens_ = 0;  // of prompts beside what decodes
   uint32_t prefix_queries_ = 0;
   uint32_t prefix_hits_ = 0;
   uint32_t preemptions_ = 0;

@@ -18,6 +18,7 @@
 namespace firesteel {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 class EngineTest : public ::testing::Test {
@@ -286,6 +287,49 @@ TEST_F(EngineTest, PreemptionChangesNoToken) {
   MutexLock lock(&observer_.mutex_);
   EXPECT_GT(observer_.preemptions, 4u);
   EXPECT_EQ(observer_.last.requests_waiting, 0u);
+}
+
+// Whoever lost its place gets it back before all others, however important: what was computed of it
+// was paid for.
+TEST_F(EngineTest, ThePreemptedComeBackBeforeAllWhoWait) {
+  // What happens, in order; the engine's thread tells.
+  class Witness final : public GenerationSink {
+   public:
+    Witness(std::string name, std::vector<std::string>* events)
+        : name_(std::move(name)), events_(events) {}
+    void OnDelta(TokenDelta) override {
+      if (begun_.try_wait()) return;
+      events_->push_back(name_ + " begins");
+      begun_.count_down();
+    }
+    void OnFinish(GenerationResult) override { events_->push_back(name_ + " ends"); }
+    void WaitForBeginning() { begun_.wait(); }
+
+   private:
+    const std::string name_;
+    std::vector<std::string>* const events_;
+    std::latch begun_{1};
+  };
+  const size_t block = KvBlockPool::BytesPerBlock(weights_->config, kernels::DType::kBF16);
+  auto engine =
+      Make({.max_batch_size = 2, .kv_cache_bytes = 4 * block, .optimistic_admission = true});
+  std::vector<std::string> events;
+  const auto submit = [&](const char* name, const GenerationRequest& request) {
+    auto sink = std::make_shared<Witness>(name, &events);
+    EXPECT_TRUE(engine->Submit(request, sink).ok());
+    return sink;
+  };
+  submit("first", Request(1, 20, 60));
+  // Loses its blocks where the first one needs a third.
+  submit("preempted", Request(2, 20, 60))->WaitForBeginning();
+  GenerationRequest important = Request(3, 20, 5);
+  important.priority = 5;
+  submit("important", important);
+  EXPECT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+  EXPECT_THAT(events, ElementsAre("first begins", "preempted begins", "first ends",
+                                  "important begins", "important ends", "preempted ends"));
+  MutexLock lock(&observer_.mutex_);
+  EXPECT_EQ(observer_.preemptions, 1u);
 }
 
 // log p of a text, from one pass over it, is what generating it says token by token.

@@ -146,7 +146,8 @@ uint32_t ChunkTokens(const ChunkQuestion& question) {
   const double allowed = question.target > absl::ZeroDuration()
                              ? absl::ToDoubleSeconds(question.target) - alone
                              : std::max(share, unfelt);
-  const double tokens = std::max<double>(kLeastChunk, (allowed - cost.mixed) / cost.prefill_token);
+  const double tokens =
+      std::max<double>(kLeastChunk, (allowed - cost.prefill) / cost.prefill_token);
   return static_cast<uint32_t>(std::min<double>(tokens, question.max_tokens));
 }
 

@@ -337,9 +337,9 @@ TEST(ChunkTokens, ATargetIsForTheWholeStep) {
 
 TEST(ChunkTokens, WhatAPromptCostsAtAllCounts) {
   ChunkQuestion question = SixStreams();
-  question.cost->mixed = 0.009;
+  question.cost->prefill = 0.009;
   EXPECT_EQ(ChunkTokens(question), 10u);
-  question.cost->mixed = 0.034;
+  question.cost->prefill = 0.034;
   EXPECT_EQ(ChunkTokens(question), kLeastChunk);
 }
 

@@ -6,8 +6,7 @@
 namespace firesteel {
 namespace {
 
-constexpr double kForget = 0.998;  // of the weight, a step
-constexpr int kMaxSweeps = 5000;   // of coordinate descent
+constexpr int kMaxSweeps = 5000;  // of coordinate descent
 
 }  // namespace
 
@@ -16,13 +15,13 @@ void StepCostFit::Add(const StepWork& work, absl::Duration duration) {
   if (seconds <= 0) return;
   const Vector terms = {1.0, static_cast<double>(work.prefill_tokens),
                         static_cast<double>(work.decode_rows), static_cast<double>(work.context),
-                        work.mixed() ? 1.0 : 0.0};
+                        work.prefill_tokens > 0 ? 1.0 : 0.0};
   const double weight = WeightOf(work, seconds);
   for (size_t i = 0; i < kTerms; ++i) {
     for (size_t j = 0; j < kTerms; ++j) {
-      products_[i][j] = kForget * products_[i][j] + weight * terms[i] * terms[j];
+      products_[i][j] = keep_ * products_[i][j] + weight * terms[i] * terms[j];
     }
-    targets_[i] = kForget * targets_[i] + weight * terms[i] * seconds;
+    targets_[i] = keep_ * targets_[i] + weight * terms[i] * seconds;
   }
   if (++steps_ % kStepsPerFit == 0) expected_ = cost();
 }
@@ -53,7 +52,8 @@ StepCost StepCostFit::cost() const {
       x[i] = better;
     }
   }
-  return {.step = x[0], .prefill_token = x[1], .decode_row = x[2], .context = x[3], .mixed = x[4]};
+  return {
+      .step = x[0], .prefill_token = x[1], .decode_row = x[2], .context = x[3], .prefill = x[4]};
 }
 
 ServiceEstimate EstimateService(const StepCost& cost, const Load& load, uint32_t prompt_tokens,
@@ -65,14 +65,14 @@ ServiceEstimate EstimateService(const StepCost& cost, const Load& load, uint32_t
   // sequence, and the prompts of those who follow on others that ended.
   const double rows = std::min(places, ahead + sequences);
   const double row = cost.decode_row + cost.context * load.mean_context;
-  const double beginning = load.mean_answer > 0 ? cost.mixed / load.mean_answer : 0;
+  const double beginning = load.mean_answer > 0 ? cost.prefill / load.mean_answer : 0;
   const double newcomer = cost.prefill_token * load.prompt_per_answer + beginning;
   const double step = cost.step + rows * row + (rows - sequences) * newcomer;
   // A prompt beside decodes takes a step for each chunk.
   const auto prompt = [&](double tokens) {
-    if (ahead == 0) return cost.step + cost.prefill_token * tokens;
+    if (ahead == 0) return cost.step + cost.prefill + cost.prefill_token * tokens;
     const double steps = std::max(1.0, tokens / chunk);
-    return steps * (cost.step + (rows - sequences) * row + cost.mixed) +
+    return steps * (cost.step + (rows - sequences) * row + cost.prefill) +
            cost.prefill_token * tokens;
   };
 

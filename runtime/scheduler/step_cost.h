@@ -17,31 +17,32 @@ struct StepWork {
   uint32_t prefill_tokens = 0;
   uint32_t decode_rows = 0;
   uint64_t context = 0;  // positions before each row, summed over rows
-
-  bool mixed() const { return prefill_tokens > 0 && decode_rows > 0; }
 };
 
 /// Seconds of a step.
 struct StepCost {
-  double step = 0;           // any step: reading weights that every step needs
+  double step = 0;           // any step
   double prefill_token = 0;  // each more token of a prompt
   double decode_row = 0;     // each more sequence that decodes
   double context = 0;        // each position that a row may attend to
-  double mixed = 0;          // a prompt beside decodes: weights are read once for each of them
+  double prefill = 0;        // prompts of whatever length: all weights are read for them
 
   double Seconds(const StepWork& work) const {
     return step + prefill_token * work.prefill_tokens + decode_row * work.decode_rows +
-           context * static_cast<double>(work.context) + (work.mixed() ? mixed : 0);
+           context * static_cast<double>(work.context) + (work.prefill_tokens > 0 ? prefill : 0);
   }
 };
 
 /// Fits a StepCost to measured steps by least squares on errors relative to what the fit so far
-/// expects, older steps counting ever less (half after about 350). Sums of steps are met, those
-/// that were held up among them: errors relative to what was measured would count a step the less
-/// the longer it took. No coefficient is negative. Not thread-safe. Costs some hundred nanoseconds
-/// a step, and some ten microseconds every kStepsPerFit.
+/// expects, older steps counting ever less (by default half after about 350). Sums of steps are
+/// met, those that were held up among them: errors relative to what was measured would count a step
+/// the less the longer it took. No coefficient is negative. Not thread-safe. Costs some hundred
+/// nanoseconds a step, and some ten microseconds every kStepsPerFit.
 class StepCostFit {
  public:
+  /// Each step leaves the older ones this share of their weight; 1: all count alike.
+  explicit StepCostFit(double keep = 0.998) : keep_(keep) {}
+
   void Add(const StepWork& work, absl::Duration duration);
   /// Whether enough was seen to say anything.
   bool known() const { return steps_ >= kMinSteps; }
@@ -55,6 +56,7 @@ class StepCostFit {
   static constexpr size_t kStepsPerFit = 16;
   using Vector = std::array<double, kTerms>;
 
+  const double keep_;
   // Normal equations, weighted.
   std::array<Vector, kTerms> products_{};
   Vector targets_{};

@@ -20,6 +20,7 @@
 #include "runtime/model/synthetic.h"
 #include "runtime/threading/cpu_topology.h"
 #include "tools/simulate/outcome.h"
+#include "tools/simulate/recording.h"
 #include "tools/simulate/simulator.h"
 #include "tools/simulate/trace.h"
 
@@ -30,6 +31,8 @@ constexpr int kExitUsage = 2;
 
 struct Options {
   std::string trace;
+  std::string replay;
+  std::optional<Recording> recording;  // what --replay names
   PoissonTrace poisson;
   std::string model;
   std::string shape;
@@ -43,6 +46,7 @@ struct Options {
   double target_itl_ms = 0;
   bool static_batches = false;
   bool real = false;
+  std::string record;
   Objectives objectives;
   double ttft_ms = 1000;
   double itl_ms = 100;
@@ -60,6 +64,11 @@ void Declare(CLI::App& app, Options& o) {
   const char* const load = "Load";
   app.add_option("--trace", o.trace, "CSV file of requests (docs/scheduling.md); else Poisson")
       ->group(load);
+  auto* const replay =
+      app.add_option("--replay", o.replay,
+                     "Plays what --record wrote, on the machine as fast as it was then, and "
+                     "prints what was measured; options of the engine given beside it win")
+          ->group(load);
   app.add_option("--requests", o.poisson.requests, "Requests of the Poisson trace")
       ->check(CLI::Range(1, 10'000'000))
       ->capture_default_str()
@@ -99,7 +108,7 @@ void Declare(CLI::App& app, Options& o) {
   const char* const cost = "Cost of a step";
   app.add_option("--cost", o.cost,
                  "Seconds of a step, of each prefill token, decode row and position of context in "
-                 "it, and (or 0) of having both prompts and decodes; measured where not given")
+                 "it, and (or 0) of any prompt; measured where not given")
       ->expected(4, 5)
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1e3))
@@ -113,9 +122,18 @@ void Declare(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str()
       ->group(cost);
-  app.add_flag("--real", o.real,
-               "Also runs the trace through the engine and the model, in real time")
-      ->group(cost);
+  auto* const real =
+      app.add_flag("--real", o.real,
+                   "Also runs the trace through the engine and the model, in real time")
+          ->group(cost);
+  auto* const record =
+      app.add_option("--record", o.record, "Writes the run with --real to this file, for --replay")
+          ->needs(real)
+          ->group(cost);
+  for (CLI::Option* option : app.get_options()) {
+    const bool said_by_recording = option->get_group() == load || option->get_group() == cost;
+    if (said_by_recording && option != replay) option->excludes(replay);
+  }
 
   const char* const engine = "Engine";
   app.add_option("--max-batch-size", o.engine.max_batch_size, "As the server's")
@@ -161,6 +179,8 @@ void Declare(CLI::App& app, Options& o) {
       ->group(engine);
   app.add_flag("--static-batches", o.static_batches,
                "Takes max-batch-size requests at a time and waits for all, for comparison")
+      ->excludes(record)
+      ->excludes(replay)
       ->group(engine);
 
   const char* const output = "Output";
@@ -202,71 +222,121 @@ int WriteSteps(const std::string& path, const std::vector<StepRecord>& steps) {
   return file ? 0 : Fail(absl::UnknownError(absl::StrCat("--steps ", path, ": cannot be written")));
 }
 
+int WriteRecording(const std::string& path, const Recording& recording) {
+  if (path.empty()) return 0;
+  std::ofstream file(path);
+  file << ToJson(recording) << std::flush;
+  return file ? 0
+              : Fail(absl::UnknownError(absl::StrCat("--record ", path, ": cannot be written")));
+}
+
+absl::Status CheckOptions(const Options& o) {
+  const bool has_model = !o.model.empty() || !o.shape.empty();
+  if (!has_model && o.cost.empty() && o.replay.empty()) {
+    return absl::InvalidArgumentError("one of --cost, --model, --shape and --replay is needed");
+  }
+  if (!has_model && o.real) return absl::InvalidArgumentError("--real needs --model or --shape");
+  if (o.engine.max_batch_tokens < o.engine.max_batch_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max-batch-tokens: ", o.engine.max_batch_tokens,
+                     " is below --max-batch-size ", o.engine.max_batch_size));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Arrival>> TraceOf(const Options& o) {
+  if (o.recording.has_value()) return o.recording->trace;
+  if (!o.trace.empty()) return ReadTrace(o.trace);
+  PoissonTrace poisson = o.poisson;
+  poisson.max_answer_tokens = static_cast<uint32_t>(o.context_tokens / 2);
+  poisson.max_prompt_tokens = static_cast<uint32_t>(o.context_tokens - poisson.max_answer_tokens);
+  return MakeTrace(poisson);
+}
+
+absl::StatusOr<Machine> MachineFor(const Options& o,
+                                   const std::shared_ptr<const ModelWeights>& weights) {
+  if (o.recording.has_value()) return o.recording->machine;
+  if (o.cost.empty()) {
+    const auto measured = MeasureCost(weights, o.engine, o.threads);
+    if (!measured.ok()) return measured.status();
+    return Machine{.cost = *measured, .pace = {}};
+  }
+  return Machine{.cost = {.step = o.cost[0],
+                          .prefill_token = o.cost[1],
+                          .decode_row = o.cost[2],
+                          .context = o.cost[3],
+                          .prefill = o.cost.size() > 4 ? o.cost[4] : 0},
+                 .pace = {}};
+}
+
 int Run(Options o) {
   o.engine.target_itl = absl::Milliseconds(o.target_itl_ms);
   o.engine.max_queue_wait = absl::Milliseconds(o.max_queue_ms);
   o.engine.ageing = absl::Seconds(o.ageing_seconds);
   o.objectives = {.ttft_seconds = o.ttft_ms / 1e3, .itl_seconds = o.itl_ms / 1e3};
-  const bool has_model = !o.model.empty() || !o.shape.empty();
-  if (!has_model && o.cost.empty()) {
-    return Fail(absl::InvalidArgumentError("one of --cost, --model and --shape is needed"));
-  }
-  if (!has_model && o.real) {
-    return Fail(absl::InvalidArgumentError("--real needs --model or --shape"));
-  }
-  if (o.engine.max_batch_tokens < o.engine.max_batch_size) {
-    return Fail(absl::InvalidArgumentError(
-        absl::StrCat("--max-batch-tokens: ", o.engine.max_batch_tokens,
-                     " is below --max-batch-size ", o.engine.max_batch_size)));
-  }
+  if (const absl::Status status = CheckOptions(o); !status.ok()) return Fail(status);
   std::shared_ptr<const ModelWeights> weights;
-  StepCost cost;
-  if (has_model) {
+  if (!o.model.empty() || !o.shape.empty()) {
     auto loaded = LoadModel(o);
     if (!loaded.ok()) return Fail(loaded.status());
     weights = *std::move(loaded);
     o.context_tokens = weights->config.max_position_embeddings;
   }
-  if (o.cost.empty()) {
-    const auto measured = MeasureCost(weights, o.engine, o.threads);
-    if (!measured.ok()) return Fail(measured.status());
-    cost = *measured;
-  } else {
-    cost = {.step = o.cost[0],
-            .prefill_token = o.cost[1],
-            .decode_row = o.cost[2],
-            .context = o.cost[3],
-            .mixed = o.cost.size() > 4 ? o.cost[4] : 0};
-  }
   if (o.kv_cache_tokens == 0) o.kv_cache_tokens = o.context_tokens * o.engine.max_batch_size;
-  o.poisson.max_answer_tokens = static_cast<uint32_t>(o.context_tokens / 2);
-  o.poisson.max_prompt_tokens =
-      static_cast<uint32_t>(o.context_tokens - o.poisson.max_answer_tokens);
-  absl::StatusOr<std::vector<Arrival>> trace =
-      o.trace.empty() ? MakeTrace(o.poisson) : ReadTrace(o.trace);
+  const auto machine = MachineFor(o, weights);
+  if (!machine.ok()) return Fail(machine.status());
+  const auto trace = TraceOf(o);
   if (!trace.ok()) return Fail(trace.status());
 
+  const StepCost& cost = machine->cost;
   if (!o.json) {
     std::cout << absl::StreamFormat(
         "a step takes %.4g s, + %.4g s a prefill token, + %.4g s a decode row, + %.4g s a position "
-        "of context, + %.4g s for prompts beside decodes (--cost %s)\n\n",
-        cost.step, cost.prefill_token, cost.decode_row, cost.context, cost.mixed, ToOption(cost));
+        "of context, + %.4g s for any prompt (--cost %s)\n\n",
+        cost.step, cost.prefill_token, cost.decode_row, cost.context, cost.prefill, ToOption(cost));
   }
   const Intake intake = o.static_batches ? Intake::kStatic : Intake::kOpen;
   std::vector<StepRecord> steps;
   std::vector<StepRecord>* const wanted = o.steps.empty() ? nullptr : &steps;
-  const auto simulated = Simulate(*trace, cost, o.engine, o.kv_cache_tokens, o.context_tokens,
+  const auto simulated = Simulate(*trace, *machine, o.engine, o.kv_cache_tokens, o.context_tokens,
                                   intake, o.objectives, o.real ? nullptr : wanted);
   if (!simulated.ok()) return Fail(simulated.status());
   Print("simulated", *simulated, o);
-  if (!o.real) return WriteSteps(o.steps, steps);
-  EngineOptions real = o.engine;
-  real.kv_cache_bytes = KvBlockPool::BlocksFor(o.kv_cache_tokens) *
-                        KvBlockPool::BytesPerBlock(weights->config, real.kv_dtype);
-  const auto measured = RunForReal(*trace, weights, real, o.threads, intake, o.objectives, wanted);
-  if (!measured.ok()) return Fail(measured.status());
-  Print("\nmeasured", *measured, o);
+  std::optional<Recording> recording = o.recording;
+  if (o.real) {
+    EngineOptions real = o.engine;
+    real.kv_cache_bytes = KvBlockPool::BlocksFor(o.kv_cache_tokens) *
+                          KvBlockPool::BytesPerBlock(weights->config, real.kv_dtype);
+    auto run = RunForReal(*trace, weights, real, o.threads, intake, o.objectives, wanted);
+    if (!run.ok()) return Fail(run.status());
+    recording = *std::move(run);
+  }
+  if (recording.has_value()) {
+    Print("\nmeasured", recording->measured, o);
+    if (!o.json) std::cout << "\n" << ToComparison(*simulated, recording->measured) << std::flush;
+  }
+  if (o.real && WriteRecording(o.record, *recording) != 0) return kExitUsage;
   return WriteSteps(o.steps, steps);
+}
+
+// What the recording says is what options say unless they are given: it has to be read first.
+absl::Status TakeRecording(int argc, char** argv, Options* o) {
+  CLI::App first;
+  first.set_help_flag();
+  first.allow_extras();
+  first.add_option("--replay", o->replay);
+  first.parse(argc, argv);
+  if (o->replay.empty()) return absl::OkStatus();
+  auto recording = ReadRecording(o->replay);
+  if (!recording.ok()) return recording.status();
+  o->recording = *std::move(recording);
+  o->engine = o->recording->options;
+  o->max_queue_ms = absl::ToDoubleMilliseconds(o->engine.max_queue_wait);
+  o->target_itl_ms = absl::ToDoubleMilliseconds(o->engine.target_itl);
+  o->ageing_seconds = absl::ToDoubleSeconds(o->engine.ageing);
+  o->kv_cache_tokens = o->recording->kv_cache_tokens;
+  o->context_tokens = o->recording->context_tokens;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -276,8 +346,12 @@ int main(int argc, char** argv) {
   CLI::App app("Plays a load against Firesteel's scheduler on a virtual clock",
                "firesteel-simulate");
   firesteel::simulate::Options options;
-  firesteel::simulate::Declare(app, options);
   try {
+    if (const absl::Status status = firesteel::simulate::TakeRecording(argc, argv, &options);
+        !status.ok()) {
+      return firesteel::simulate::Fail(status);
+    }
+    firesteel::simulate::Declare(app, options);
     app.parse(argc, argv);
     return firesteel::simulate::Run(std::move(options));
   } catch (const CLI::Success& success) {

@@ -57,26 +57,35 @@ class CountingSink final : public GenerationSink {
 
 }  // namespace
 
-absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
-                                   const std::shared_ptr<const ModelWeights>& weights,
-                                   const EngineOptions& options, size_t threads, Intake intake,
-                                   const Objectives& objectives, std::vector<StepRecord>* steps) {
+absl::StatusOr<Recording> RunForReal(const std::vector<Arrival>& trace,
+                                     const std::shared_ptr<const ModelWeights>& weights,
+                                     const EngineOptions& options, size_t threads, Intake intake,
+                                     const Objectives& objectives, std::vector<StepRecord>* steps) {
   WorkerPool pool(threads);
-  Recorder recorder(objectives, options.clock, steps);
+  std::vector<StepRecord> all_steps;
+  Recorder recorder(objectives, options.clock, &all_steps);
   const size_t vocab = weights->config.vocab_size;
   auto engine = Engine::Create(weights, std::make_shared<NoText>(), ComputeFor(*weights), options,
                                &pool, &recorder);
   if (!engine.ok()) return engine.status();
   const auto sink = std::make_shared<CountingSink>(&recorder);
   uint64_t accepted = 0;
-  const absl::Time start = absl::Now();
+  Recording recording = {.options = options,
+                         .kv_cache_tokens = (*engine)->kv_capacity_tokens(),
+                         .context_tokens = weights->config.max_position_embeddings,
+                         .machine = {},
+                         .measured = {},
+                         .trace = trace};
+  recorder.Start();
+  const absl::Time start = options.clock->Now();
   for (size_t i = 0; i < trace.size(); ++i) {
     if (intake == Intake::kOpen) {
-      absl::SleepFor(start + absl::Seconds(trace[i].seconds) - absl::Now());
+      absl::SleepFor(start + absl::Seconds(trace[i].seconds) - options.clock->Now());
     } else if (i % options.max_batch_size == 0) {
       sink->WaitFor(accepted);
     }
     GenerationRequest request = ToRequest(trace[i], i, vocab);
+    recording.trace[i].seconds = absl::ToDoubleSeconds(options.clock->Now() - start);
     if (trace[i].timeout_seconds > 0) {
       request.deadline = options.clock->Now() + absl::Seconds(trace[i].timeout_seconds);
     }
@@ -86,11 +95,13 @@ absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
   }
   (*engine)->FinishDrain(absl::InfiniteFuture());
   const double first = intake == Intake::kOpen ? trace.front().seconds : 0;
-  const double seconds = absl::ToDoubleSeconds(absl::Now() - start) - first;
+  const double seconds = absl::ToDoubleSeconds(options.clock->Now() - start) - first;
   engine->reset();
-  Outcome outcome = recorder.Finish(seconds);
-  outcome.requests = trace.size();
-  return outcome;
+  recording.measured = recorder.Finish(seconds);
+  recording.measured.requests = trace.size();
+  recording.machine = MachineOf(recording.measured.cost, all_steps);
+  if (steps != nullptr) *steps = std::move(all_steps);
+  return recording;
 }
 
 // All at once and of very different lengths: the batch is full at first and empties towards the
@@ -114,9 +125,9 @@ absl::StatusOr<StepCost> MeasureCost(const std::shared_ptr<const ModelWeights>& 
   std::vector<StepCost> costs;
   const absl::Time start = absl::Now();
   do {
-    const auto outcome = RunForReal(MakeTrace(trace), weights, options, threads, Intake::kOpen, {});
-    if (!outcome.ok()) return outcome.status();
-    costs.push_back(outcome->cost);
+    const auto run = RunForReal(MakeTrace(trace), weights, options, threads, Intake::kOpen, {});
+    if (!run.ok()) return run.status();
+    costs.push_back(run->machine.cost);
   } while (costs.size() < kMeasuringRuns && absl::Now() - start < kMeasuringTime);
   std::sort(costs.begin(), costs.end(), [](const StepCost& a, const StepCost& b) {
     constexpr StepWork kTypical = {.prefill_tokens = 16, .decode_rows = 4};

@@ -91,7 +91,7 @@ Outcome Recorder::Finish(double seconds) const {
 
 std::string ToOption(const StepCost& cost) {
   return absl::StrFormat("%.4g,%.4g,%.4g,%.4g,%.4g", cost.step, cost.prefill_token, cost.decode_row,
-                         cost.context, cost.mixed);
+                         cost.context, cost.prefill);
 }
 
 std::string ToTable(const Outcome& o) {
@@ -119,6 +119,14 @@ std::string ToTable(const Outcome& o) {
                         o.most_waiting);
   absl::StrAppend(&text, "steps fit   --cost ", ToOption(o.cost), "\n");
   return text;
+}
+
+std::string ToComparison(const Outcome& simulated, const Outcome& measured) {
+  return absl::StrFormat(
+      "simulated against measured: throughput %+.1f%%, first token p50 %+.1f%%, p99 %+.1f%%\n",
+      100 * (simulated.tokens_per_second() / measured.tokens_per_second() - 1),
+      100 * (simulated.ttft.p50 / measured.ttft.p50 - 1),
+      100 * (simulated.ttft.p99 / measured.ttft.p99 - 1));
 }
 
 std::string ToJson(const Outcome& o) {
@@ -149,7 +157,7 @@ std::string ToJson(const Outcome& o) {
                                          {"prefill_token", o.cost.prefill_token},
                                          {"decode_row", o.cost.decode_row},
                                          {"context", o.cost.context},
-                                         {"mixed", o.cost.mixed}}}};
+                                         {"prefill", o.cost.prefill}}}};
   return json.dump(2) + "\n";
 }
 

@@ -76,6 +76,9 @@ class Recorder final : public EngineObserver, public GenerationSink {
            std::vector<StepRecord>* steps = nullptr)
       : objectives_(objectives), clock_(clock), start_(clock->Now()), steps_(steps) {}
 
+  /// Steps count their time from now on. Before the first request.
+  void Start() { start_ = clock_->Now(); }
+
   void OnRejected(RejectionReason reason) override { ++refused_[static_cast<size_t>(reason)]; }
   void OnStep(const StepReport& report) override;
   void OnFinish(const FinishReport&) override {}
@@ -89,7 +92,7 @@ class Recorder final : public EngineObserver, public GenerationSink {
  private:
   const Objectives objectives_;
   const Clock* const clock_;
-  const absl::Time start_;
+  absl::Time start_;
   std::vector<StepRecord>* const steps_;
   std::array<std::atomic<uint64_t>, kNumRejectionReasons> refused_{};
   // The engine's thread.
@@ -97,7 +100,7 @@ class Recorder final : public EngineObserver, public GenerationSink {
   uint64_t batch_sum_ = 0;
   absl::Time step_end_;  // of the last step,
   bool idle_ = true;     // after which there was nothing to do
-  StepCostFit cost_fit_;
+  StepCostFit cost_fit_{1};
   std::vector<double> ttft_;
   std::vector<double> itl_;
 };
@@ -105,6 +108,8 @@ class Recorder final : public EngineObserver, public GenerationSink {
 /// As the option --cost takes it.
 std::string ToOption(const StepCost& cost);
 std::string ToTable(const Outcome& outcome);
+/// How far a prediction was from what was measured: throughput and time to the first token.
+std::string ToComparison(const Outcome& simulated, const Outcome& measured);
 std::string ToJson(const Outcome& outcome);
 /// CSV, a line a step: end_seconds, seconds, prefill_tokens, decode_rows, context.
 std::string ToCsv(const std::vector<StepRecord>& steps);

@@ -22,7 +22,8 @@ const Objectives kObjectives = {.ttft_seconds = 1, .itl_seconds = 0.06};
 
 Outcome Play(const std::vector<Arrival>& trace, EngineOptions options = {},
              size_t kv_cache_tokens = 32 * 1024, Intake intake = Intake::kOpen) {
-  const auto outcome = Simulate(trace, kCost, options, kv_cache_tokens, 1024, intake, kObjectives);
+  const auto outcome =
+      Simulate(trace, {.cost = kCost}, options, kv_cache_tokens, 1024, intake, kObjectives);
   EXPECT_TRUE(outcome.ok()) << outcome.status();
   return *outcome;
 }
@@ -110,8 +111,8 @@ TEST(RunForReal, CompletesTheTraceAndMeasuresItsSteps) {
   for (const Intake intake : {Intake::kOpen, Intake::kStatic}) {
     const auto real = RunForReal(trace, weights, {.max_batch_size = 4}, 1, intake, kObjectives);
     ASSERT_TRUE(real.ok()) << real.status();
-    EXPECT_EQ(real->completed, 20u);
-    EXPECT_GT(real->cost.Seconds({.prefill_tokens = 20, .decode_rows = 1}), 0);
+    EXPECT_EQ(real->measured.completed, 20u);
+    EXPECT_GT(real->machine.cost.Seconds({.prefill_tokens = 20, .decode_rows = 1}), 0);
   }
   const auto cost = MeasureCost(weights, {.max_batch_size = 4}, 1);
   ASSERT_TRUE(cost.ok()) << cost.status();
@@ -213,12 +214,29 @@ TEST(Simulate, ATargetBoundsTheTimeBetweenTokens) {
   EXPECT_LT(bounded.itl.p99, 0.03);
 }
 
+// What streams have behind them takes a part of the step, too.
+TEST(Simulate, ATargetCountsTheContextOfStreams) {
+  const StepCost cost = {
+      .step = 0.001, .prefill_token = 0.00025, .decode_row = 0.0005, .context = 2e-6};
+  std::vector<Arrival> trace(8, {.prompt_tokens = 10, .answer_tokens = 900});
+  for (int i = 0; i < 100; ++i) {
+    trace.push_back({.seconds = 5 + 0.05 * i, .prompt_tokens = 60, .answer_tokens = 1});
+  }
+  const auto outcome = Simulate(trace, {.cost = cost}, {.target_itl = absl::Milliseconds(25)},
+                                32 * 1024, 1024, Intake::kOpen, kObjectives);
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->completed, trace.size());
+  EXPECT_LT(outcome->itl.p99, 0.028);
+}
+
 // Six streams of a large model, and prompts of 300 tokens one after another beside them, or all at
 // once.
 TEST(Simulate, StreamsHardlyFeelALongPrompt) {
-  const StepCost cost = {.step = 0.06, .prefill_token = 0.006, .decode_row = 0.01, .mixed = 0.015};
+  const StepCost cost = {
+      .step = 0.06, .prefill_token = 0.006, .decode_row = 0.01, .prefill = 0.015};
   const auto play = [&](const std::vector<Arrival>& trace, const EngineOptions& options = {}) {
-    auto outcome = Simulate(trace, cost, options, 32 * 1024, 1024, Intake::kOpen, kObjectives);
+    auto outcome =
+        Simulate(trace, {.cost = cost}, options, 32 * 1024, 1024, Intake::kOpen, kObjectives);
     EXPECT_TRUE(outcome.ok()) << outcome.status();
     return *std::move(outcome);
   };
@@ -237,8 +255,8 @@ TEST(Simulate, StreamsHardlyFeelALongPrompt) {
 }
 
 TEST(Simulate, WhatNoEngineCouldServeIsAnError) {
-  const auto outcome = Simulate({{.prompt_tokens = 1000, .answer_tokens = 25}}, kCost, {}, 4096,
-                                1024, Intake::kOpen, kObjectives);
+  const auto outcome = Simulate({{.prompt_tokens = 1000, .answer_tokens = 25}}, {.cost = kCost}, {},
+                                4096, 1024, Intake::kOpen, kObjectives);
   EXPECT_THAT(std::string(outcome.status().message()), HasSubstr("request 1: prompt: 1000 tokens"));
 }
 

@@ -38,12 +38,12 @@ class NoTokenizer final : public Tokenizer {
   const std::string empty_;
 };
 
-/// Takes the time that the cost says, and ends each answer where the trace says.
+/// Takes the time that the machine would, and ends each answer where the trace says.
 class CostRunner final : public ModelRunner {
  public:
-  CostRunner(const StepCost& step, const CostModel& flops, const std::vector<Arrival>* trace,
+  CostRunner(const Machine& machine, const CostModel& flops, const std::vector<Arrival>* trace,
              VirtualClock* clock)
-      : step_(step), flops_(flops), trace_(trace), clock_(clock) {}
+      : machine_(machine), start_(clock->Now()), flops_(flops), trace_(trace), clock_(clock) {}
 
   absl::Status Forward(std::span<const SequenceSlice> batch) override {
     StepWork work;
@@ -55,7 +55,7 @@ class CostRunner final : public ModelRunner {
       logit_rows += slice.logits == LogitRows::kAll ? n : slice.logits == LogitRows::kLast ? 1 : 0;
     }
     head_.assign(logit_rows, HeadActivity());
-    clock_->Advance(step_.Seconds(work));
+    clock_->Advance(machine_.Seconds(work, absl::ToDoubleSeconds(clock_->Now() - start_)));
     return absl::OkStatus();
   }
   void ReadLogits(std::span<Draw> draws, std::span<Score>) override {
@@ -69,7 +69,8 @@ class CostRunner final : public ModelRunner {
   const CostModel& cost() const override { return flops_; }
 
  private:
-  const StepCost step_;
+  const Machine& machine_;
+  const absl::Time start_;
   const CostModel& flops_;
   const std::vector<Arrival>* const trace_;
   VirtualClock* const clock_;
@@ -98,7 +99,7 @@ ModelConfig TinyConfig(size_t context_tokens) {
 
 }  // namespace
 
-absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCost& cost,
+absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const Machine& machine,
                                  EngineOptions options, size_t kv_cache_tokens,
                                  size_t context_tokens, Intake intake, const Objectives& objectives,
                                  std::vector<StepRecord>* steps) {
@@ -118,7 +119,7 @@ absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCo
                      .compute = ComputeType::kF32,
                      .options = options,
                      .kv_pool = *std::move(pool),
-                     .runner = std::make_unique<CostRunner>(cost, flops, &trace, &clock),
+                     .runner = std::make_unique<CostRunner>(machine, flops, &trace, &clock),
                      .observer = &recorder});
   // The recorder outlives the engine, which need not own it.
   const std::shared_ptr<GenerationSink> sink(&recorder, [](GenerationSink*) {});

@@ -13,6 +13,7 @@
 #include "runtime/scheduler/step_cost.h"
 #include "runtime/tokenizer/tokenizer.h"
 #include "tools/simulate/outcome.h"
+#include "tools/simulate/recording.h"
 #include "tools/simulate/trace.h"
 
 namespace firesteel::simulate {
@@ -27,17 +28,17 @@ enum class Intake : uint8_t {
 /// real ones, so that what is learned here holds there as far as the cost model does.
 /// `options.clock` is not looked at; kv_cache_tokens positions are cached. InvalidArgument names
 /// the option that is wrong. Where wanted, each step is appended to `steps`.
-absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const StepCost& cost,
+absl::StatusOr<Outcome> Simulate(const std::vector<Arrival>& trace, const Machine& machine,
                                  EngineOptions options, size_t kv_cache_tokens,
                                  size_t context_tokens, Intake intake, const Objectives& objectives,
                                  std::vector<StepRecord>* steps = nullptr);
 
 /// The same trace through the engine and a model, in real time.
-absl::StatusOr<Outcome> RunForReal(const std::vector<Arrival>& trace,
-                                   const std::shared_ptr<const ModelWeights>& weights,
-                                   const EngineOptions& options, size_t threads, Intake intake,
-                                   const Objectives& objectives,
-                                   std::vector<StepRecord>* steps = nullptr);
+absl::StatusOr<Recording> RunForReal(const std::vector<Arrival>& trace,
+                                     const std::shared_ptr<const ModelWeights>& weights,
+                                     const EngineOptions& options, size_t threads, Intake intake,
+                                     const Objectives& objectives,
+                                     std::vector<StepRecord>* steps = nullptr);
 
 /// Runs some requests of different lengths through the engine and the model, and fits a cost to
 /// their steps. Takes some hundred steps.

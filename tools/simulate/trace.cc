@@ -5,7 +5,6 @@
 #include <fstream>
 #include <functional>
 #include <limits>
-#include <map>
 #include <random>
 #include <sstream>
 
@@ -13,6 +12,8 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
@@ -30,27 +31,33 @@ uint64_t Mix(uint64_t x) {
 }
 
 struct Column {
+  const char* name;
   double min;
   double max;
+  std::function<double(const Arrival&)> get;
   std::function<void(Arrival&, double)> set;
 };
 
-const std::map<std::string, Column>& Columns() {
-  static const auto* const columns = new std::map<std::string, Column>{
-      {"seconds", {0, kMaxSeconds, [](Arrival& a, double v) { a.seconds = v; }}},
-      {"prompt_tokens",
-       {1, kMaxCount, [](Arrival& a, double v) { a.prompt_tokens = static_cast<uint32_t>(v); }}},
-      {"answer_tokens",
-       {1, kMaxCount, [](Arrival& a, double v) { a.answer_tokens = static_cast<uint32_t>(v); }}},
-      {"max_tokens",
-       {0, kMaxCount, [](Arrival& a, double v) { a.max_tokens = static_cast<uint32_t>(v); }}},
-      {"client", {0, kMaxCount, [](Arrival& a, double v) { a.client = static_cast<uint32_t>(v); }}},
-      {"priority", {-1e9, 1e9, [](Arrival& a, double v) { a.priority = static_cast<int32_t>(v); }}},
-      {"prefix_group",
-       {0, kMaxCount, [](Arrival& a, double v) { a.prefix_group = static_cast<uint32_t>(v); }}},
-      {"prefix_tokens",
-       {0, kMaxCount, [](Arrival& a, double v) { a.prefix_tokens = static_cast<uint32_t>(v); }}},
-      {"timeout_seconds", {0, kMaxSeconds, [](Arrival& a, double v) { a.timeout_seconds = v; }}}};
+template <typename T>
+Column ColumnOf(const char* name, double min, double max, T Arrival::* member) {
+  return {name, min, max, [member](const Arrival& a) { return static_cast<double>(a.*member); },
+          [member](Arrival& a, double value) { a.*member = static_cast<T>(value); }};
+}
+
+constexpr size_t kRequiredColumns = 3;
+
+// The required ones first.
+const std::vector<Column>& Columns() {
+  static const auto* const columns = new std::vector<Column>{
+      ColumnOf("seconds", 0, kMaxSeconds, &Arrival::seconds),
+      ColumnOf("prompt_tokens", 1, kMaxCount, &Arrival::prompt_tokens),
+      ColumnOf("answer_tokens", 1, kMaxCount, &Arrival::answer_tokens),
+      ColumnOf("max_tokens", 0, kMaxCount, &Arrival::max_tokens),
+      ColumnOf("client", 0, kMaxCount, &Arrival::client),
+      ColumnOf("priority", -1e9, 1e9, &Arrival::priority),
+      ColumnOf("prefix_group", 0, kMaxCount, &Arrival::prefix_group),
+      ColumnOf("prefix_tokens", 0, kMaxCount, &Arrival::prefix_tokens),
+      ColumnOf("timeout_seconds", 0, kMaxSeconds, &Arrival::timeout_seconds)};
   return *columns;
 }
 
@@ -98,15 +105,17 @@ absl::StatusOr<std::vector<Arrival>> ParseTrace(const std::string& text) {
     if (content.empty()) continue;
     const std::vector<std::string> cells = absl::StrSplit(content, ',');
     if (columns.empty()) {
-      for (const char* const required : {"seconds", "prompt_tokens", "answer_tokens"}) {
+      for (size_t i = 0; i < kRequiredColumns; ++i) {
+        const char* const required = Columns()[i].name;
         if (std::find(cells.begin(), cells.end(), required) == cells.end()) {
           return Bad(number, absl::StrCat("the header has no column ", required));
         }
       }
       for (const std::string& name : cells) {
-        const auto it = Columns().find(name);
+        const auto it = std::find_if(Columns().begin(), Columns().end(),
+                                     [&](const Column& column) { return column.name == name; });
         if (it == Columns().end()) return Bad(number, absl::StrCat("unknown column '", name, "'"));
-        columns.push_back(&it->second);
+        columns.push_back(&*it);
       }
       continue;
     }
@@ -139,6 +148,25 @@ absl::StatusOr<std::vector<Arrival>> ReadTrace(const std::string& path) {
   std::ostringstream text;
   text << file.rdbuf();
   return ParseTrace(text.str());
+}
+
+std::string ToCsv(const std::vector<Arrival>& trace) {
+  std::vector<const Column*> columns;
+  for (const Column& column : Columns()) {
+    const bool used = std::any_of(trace.begin(), trace.end(),
+                                  [&](const Arrival& arrival) { return column.get(arrival) != 0; });
+    if (used || columns.size() < kRequiredColumns) columns.push_back(&column);
+  }
+  const auto join = [&](const auto& cell) {
+    return absl::StrCat(absl::StrJoin(columns, ",", cell), "\n");
+  };
+  std::string text = join([](std::string* out, const Column* column) { *out += column->name; });
+  for (const Arrival& arrival : trace) {
+    text += join([&](std::string* out, const Column* column) {
+      absl::StrAppendFormat(out, "%.12g", column->get(arrival));
+    });
+  }
+  return text;
 }
 
 GenerationRequest ToRequest(const Arrival& arrival, size_t index, size_t vocab_size) {

@@ -51,6 +51,9 @@ std::vector<Arrival> MakeTrace(const PoissonTrace& trace);
 absl::StatusOr<std::vector<Arrival>> ReadTrace(const std::string& path);
 absl::StatusOr<std::vector<Arrival>> ParseTrace(const std::string& text);
 
+/// What ParseTrace reads, with the columns that some request makes use of.
+std::string ToCsv(const std::vector<Arrival>& trace);
+
 /// The `index`-th request of a trace in the engine's terms: its tokens are below `vocab_size`, its
 /// seed is `index`. Where max_tokens says no more than answer_tokens, eos does not end it.
 GenerationRequest ToRequest(const Arrival& arrival, size_t index, size_t vocab_size);
