@@ -10,16 +10,20 @@ usage: tools/measure_service.py [--build DIR] [--model DIR|FILE] [--weights auto
   first-token  the time to a first token on an idle server beside the prefill of such a prompt by firesteel-bench
   slow-reader  32 streams with 20 log-probabilities for each token: what one of them that is not read does to the
                others, by the scheduler's own clock, and when it is ended
+  storm        so many requests with random cancels, deadlines and slow readers, 64 at a time, and as many before them:
+               whether each ends in one way, and what the server's memory and threads are after them
 
 They want the machine for themselves; docs/benchmarks.md has the figures.
 """
 
 import argparse
+import collections
 import contextlib
 import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import statistics
@@ -315,6 +319,96 @@ def slow_reader(options):
     print(f"the one that is not read ended after {', '.join(waits)} (--reader-stall-seconds {stall})")
 
 
+class Storm:
+    """Clients that read, dawdle, give up or run out of time."""
+
+    AT_ONCE = 64
+    MANNERS = ("reads", "cancels", "deadline", "slow")
+
+    def __init__(self, server):
+        self.wide = open_channel(server, ("grpc.use_local_subchannel_pool", 1))
+        # What a slow reader leaves stays with the server: its window is narrow, and does not grow.
+        self.narrow = open_channel(server, ("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0),
+                                   ("grpc.http2.lookahead_bytes", 1024))
+        self.random = random.Random(7)
+        self.requests = {manner: [self.request(manner) for _ in range(100)] for manner in self.MANNERS}
+        self.lock = threading.Lock()
+        self.codes = collections.Counter()
+
+    def request(self, manner):
+        tokens = ", ".join(str(self.random.randrange(3, 2000)) for _ in range(self.random.randint(1, 40)))
+        output = "output { logprobs: 20 }" if manner == "slow" else ""
+        return encode(f"token_ids {{ ids: [{tokens}] }} max_tokens: {self.random.randint(1, 16)} "
+                      f"n: {self.random.choice([1, 1, 1, 1, 1, 1, 1, 3])} priority: {self.random.randrange(3)} "
+                      f"sampling {{ temperature: 1 seed: {self.random.randrange(1 << 30)} }} {output}")
+
+    def call(self, draw):
+        import grpc
+
+        manner = draw.choice(self.MANNERS)
+        channel = self.narrow if manner == "slow" else self.wide
+        call = channel.unary_stream("/firesteel.v1.GenerationService/GenerateStream")(
+            draw.choice(self.requests[manner]), timeout=draw.uniform(0.0005, 0.05) if manner == "deadline" else None)
+        messages, cancel_after = 0, draw.randrange(4) if manner == "cancels" else -1
+        try:
+            if cancel_after == 0:
+                call.cancel()
+            for _ in call:
+                messages += 1
+                if messages == cancel_after:
+                    call.cancel()
+                if manner == "slow":
+                    time.sleep(draw.uniform(0, 0.02))
+        except grpc.RpcError:
+            pass
+        with self.lock:
+            self.codes[call.code().name] += 1
+
+    def run(self, count):
+        """So many calls, 64 at a time; returns when all have ended."""
+        left = iter(range(count))
+
+        def work(seed):
+            draw = random.Random(seed)
+            while True:
+                with self.lock:
+                    if next(left, None) is None:
+                        return
+                self.call(draw)
+
+        threads = [threading.Thread(target=work, args=(self.random.random(),)) for _ in range(self.AT_ONCE)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def storm(options):
+    # A cache so small that all of it has been touched before it counts.
+    with Server(options, "--max-batch-size", "16", "--kv-cache-bytes", str(8 << 20), "--log-level", "warn") as server:
+        clients = Storm(server)
+
+        def state():
+            while server.metric("firesteel_requests_running") + server.metric("firesteel_requests_waiting") > 0:
+                time.sleep(0.01)
+            status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+            memory, threads = (int(re.search(rf"^{key}:\s+(\d+)", status, re.M)[1]) for key in ("VmRSS", "Threads"))
+            return memory / 1024, threads
+
+        clients.run(options.requests)
+        clients.codes.clear()
+        (before, threads_before), series = state(), []
+        for _ in range(10):
+            clients.run(options.requests // 10)
+            series.append(state())
+        print(f"requests  {sum(clients.codes.values())} ended, each once: " +
+              ", ".join(f"{code} {count}" for code, count in sorted(clients.codes.items())))
+        print(f"memory    {before:.2f} MiB after as many before, then {', '.join(f'{m:.2f}' for m, _ in series)}: "
+              f"{series[-1][0] - before:+.2f} MiB, {series[-1][0] / before - 1:+.2%}")
+        print(f"threads   {threads_before}, then {series[-1][1]}; "
+              f"KV cache {server.metric('firesteel_kv_cache_usage_ratio'):.3f} in use")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
@@ -337,6 +431,9 @@ def main():
     command.add_argument("--prompt", type=int, default=32)
     command.add_argument("--repeat", type=int, default=3)
     command.set_defaults(run=first_token)
+    command = commands.add_parser("storm")
+    command.add_argument("--requests", type=int, default=10000)
+    command.set_defaults(run=storm)
     command = commands.add_parser("slow-reader")
     command.add_argument("--max-tokens", type=int, default=200)
     command.add_argument("--repeat", type=int, default=2)

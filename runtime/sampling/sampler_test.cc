@@ -236,6 +236,19 @@ TEST(Sampler, PresenceIsSubtractedOnceFrequencyEachTime) {
   EXPECT_GT(ChiSquare(both, expected(0, 0.1), kDraws), kChiLimit);
 }
 
+// The repetition penalty scales the logit alone, not what the others subtract.
+TEST(Sampler, PenaltiesDoNotScaleEachOther) {
+  const TokenCounts seen = {{1, 2}, {3, 5}};
+  std::vector<double> p = kP;
+  for (const auto& [token, count] : seen) {
+    double& q = p[static_cast<size_t>(token)];
+    q = std::exp(1.5 * std::log(q) - 0.7 - 0.2 * count);
+  }
+  const SamplingParams params{
+      .repetition_penalty = 1.5f, .presence_penalty = 0.7f, .frequency_penalty = 0.2f, .seed = 17};
+  EXPECT_LT(ChiSquare(CountSeen(Logs(kP), params, seen), Normalized(p), kDraws), kChiLimit);
+}
+
 TEST(Sampler, BiasIsAddedToTheLogit) {
   SamplingParams params{.logit_bias = {{0, 1.0f}, {4, -2.0f}}, .seed = 15};
   const std::vector<double> p =
