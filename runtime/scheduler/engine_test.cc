@@ -12,6 +12,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
+#include "absl/time/clock.h"
 #include "runtime/model/transformer.h"
 #include "runtime/scheduler/testing.h"
 
@@ -510,6 +511,29 @@ TEST_F(EngineTest, CancelFreesMemoryAndNeighboursDoNotNotice) {
   engine->Cancel(1234567);  // never was
   ASSERT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
   EXPECT_EQ(engine->gauges().kv_usage_ratio, 0.0);
+}
+
+// A clock that is never looked at tells of a thread that does not turn in vain.
+TEST_F(EngineTest, SleepsWhereNothingIsLeft) {
+  class CountingClock final : public Clock {
+   public:
+    absl::Time Now() const override {
+      ++looks;
+      return absl::UnixEpoch();
+    }
+    mutable std::atomic<int> looks = 0;
+  };
+  CountingClock clock;
+  auto engine = Make({.clock = &clock});
+  Engine::RequestHandle handle = 0;
+  auto sink = Submit(*engine, Request(1, 20, 200), &handle);
+  sink->WaitForTokens(1);
+  engine->Cancel(handle);
+  EXPECT_EQ(sink->Wait().reason, FinishReason::kCancelled);
+  EXPECT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
+  const int before = clock.looks;
+  absl::SleepFor(absl::Milliseconds(20));
+  EXPECT_LE(clock.looks, before + 10) << "what is left of the last turn";
 }
 
 TEST_F(EngineTest, DeadlinesEndWaitingAndRunning) {
