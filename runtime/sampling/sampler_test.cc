@@ -188,6 +188,9 @@ TEST(Sampler, TopPKeepsTheSmallestSetThatReachesIt) {
 TEST(Sampler, MinPIsRelativeToTheMostProbable) {
   const auto counts = Count(Logs(kP), {.min_p = 0.45f, .seed = 9}, kDraws);
   EXPECT_LT(ChiSquare(counts, Normalized({0, 0.4, 0, 0.25, 0.2}), kDraws), kChiLimit);
+  // 1 leaves those that are as probable as the most probable one.
+  const auto most = Count({1, 3, 2, 3}, {.min_p = 1.0f, .seed = 9}, kDraws);
+  EXPECT_LT(ChiSquare(most, {0, 0.5, 0, 0.5}, kDraws), kChiLimit);
 }
 
 TEST(Sampler, FiltersApplyInOrder) {

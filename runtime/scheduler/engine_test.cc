@@ -464,6 +464,13 @@ TEST_F(EngineTest, Stopping) {
   EXPECT_EQ(sink->stop_match(), bytes);
   EXPECT_THAT(sink->text(), Not(HasSubstr(bytes)));
   EXPECT_EQ(sink->Wait().usage.generated_tokens, at + 1);
+  // The token that is min_tokens' last may complete it, one before may not.
+  by_text.stopping.min_tokens = static_cast<uint32_t>(at) + 1;
+  EXPECT_EQ(Submit(*engine, by_text)->Wait().usage.generated_tokens, at + 1);
+  by_text.stopping.min_tokens = static_cast<uint32_t>(at) + 2;
+  sink = Submit(*engine, by_text);
+  EXPECT_GT(sink->Wait().usage.generated_tokens, at + 1);
+  EXPECT_THAT(sink->text(), HasSubstr(bytes));
 
   // Not before min_tokens: the stop token can't even be drawn until then.
   by_id.stopping.min_tokens = static_cast<uint32_t>(at) + 2;
