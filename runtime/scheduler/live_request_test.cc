@@ -68,5 +68,29 @@ TEST(LiveRequest, ResumesWhereItWasPreempted) {
   EXPECT_EQ(result.timings.first_token, absl::Seconds(2));
 }
 
+// The head is asked for as many of the largest logits as the draw looks at, and for those that it
+// must pass over.
+TEST(LiveRequest, NeedsTheLargestLogitsAndTheForbiddenOnes) {
+  const ModelConfig config = SmallConfig();
+  const NumberTokenizer tokenizer;
+  const auto needed = [&](GenerationRequest request) {
+    const LiveRequest live(std::move(request), std::make_shared<RecordingSink>(), config, tokenizer,
+                           {}, absl::UnixEpoch());
+    return live.NextSlice(0, 5).top_k;
+  };
+  GenerationRequest request = RandomRequest(1, 5, 20);
+  EXPECT_EQ(needed(request), 0u) << "all: temperature 1";
+  request.sampling.top_k = 10;
+  EXPECT_EQ(needed(request), 10u);
+  request.sampling.temperature = 0;
+  EXPECT_EQ(needed(request), 1u);
+  request.stopping.stop_token_ids = {7, 8, 9};
+  EXPECT_EQ(needed(request), 1u);
+  request.stopping.min_tokens = 1;
+  EXPECT_EQ(needed(request), 4u);
+  request.logprobs = 0;
+  EXPECT_EQ(needed(request), 0u) << "all, for their sum";
+}
+
 }  // namespace
 }  // namespace firesteel
