@@ -403,6 +403,9 @@ def storm(options):
             series.append(state())
         print(f"requests  {sum(clients.codes.values())} ended, each once: " +
               ", ".join(f"{code} {count}" for code, count in sorted(clients.codes.items())))
+        calls = {name: sum(map(float, re.findall(rf'^grpc_server_{name}_total\{{.*"GenerateStream".*\}} (\S+)$',
+                                                 server.metrics(), re.M))) for name in ("started", "handled")}
+        print(f"server    {calls['started']:.0f} calls of both halves begun, {calls['handled']:.0f} ended")
         print(f"memory    {before:.2f} MiB after as many before, then {', '.join(f'{m:.2f}' for m, _ in series)}: "
               f"{series[-1][0] - before:+.2f} MiB, {series[-1][0] / before - 1:+.2%}")
         print(f"threads   {threads_before}, then {series[-1][1]}; "
