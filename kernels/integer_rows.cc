@@ -71,12 +71,12 @@ HWY_INLINE void AddFour(BytesVec r0, BytesVec r1, BytesVec r2, BytesVec r3,
   l3 = hn::SumOfMulQuadAccumulate(ds, q3, low, l3);
 }
 
-// Adds kGroups × 4 rows to the sums of all columns; meanwhile fetches the rows `ahead`.
-template <size_t kGroups, bool kAhead>
-HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows,
-                        [[maybe_unused]] const uint8_t* const* HWY_RESTRICT ahead,
-                        const FourCoefficients& c0, [[maybe_unused]] const FourCoefficients& c1,
-                        size_t cols, int32_t* HWY_RESTRICT high, int32_t* HWY_RESTRICT low) {
+// Adds kGroups × 4 rows to the sums of all columns.
+template <size_t kGroups>
+HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows, const FourCoefficients& c0,
+                        [[maybe_unused]] const FourCoefficients& c1, size_t cols,
+                        RowFetcher& fetcher, int32_t* HWY_RESTRICT high,
+                        int32_t* HWY_RESTRICT low) {
   static_assert(kGroups == 1 || kGroups == 2);
   const SumTag ds;
   const ByteTag du8;
@@ -86,10 +86,8 @@ HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows,
   const auto load = [&](size_t row, size_t i)
                         HWY_ATTR { return hn::Xor(hn::LoadU(du8, rows[row] + i), flip); };
   for (size_t i = 0; i < cols; i += bytes) {
-    if constexpr (kAhead) {
-      if (i % kAlignment == 0) {
-        for (size_t r = 0; r < 4 * kGroups; ++r) FetchToL2(ahead[r] + i);
-      }
+    if (i % kAlignment == 0) {
+      for (size_t group = 0; group < kGroups; ++group) fetcher.Next();
     }
     int32_t* const h = high + i;
     int32_t* const l = low + i;
@@ -129,30 +127,21 @@ struct Finish {
 };
 
 void SumIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
-                        int32_t* sums, float* y) {
+                        RowFetcher& fetcher, int32_t* sums, float* y) {
   constexpr size_t kRows = 8;
   const size_t cols = SumCols(w.cols);
   int32_t* const high = sums;
   int32_t* const low = sums + cols;
-  const uint8_t* rows[2][kRows];  // these and the next ones, in turn
-  const auto take = [&](const uint8_t** group, size_t first) {
-    for (size_t r = 0; r < kRows; ++r) group[r] = w.RowBytes(active[first + r]);
-  };
+  const uint8_t* rows[kRows];
   size_t j = 0;
-  if (kRows <= c.cols) take(rows[0], 0);
-  for (size_t at = 0; j + kRows <= c.cols; j += kRows, at = 1 - at) {
-    const FourCoefficients c0 = CoefficientsAt(c, j), c1 = CoefficientsAt(c, j + 4);
-    if (j + 2 * kRows <= c.cols) {
-      take(rows[1 - at], j + kRows);
-      AddRows<2, true>(rows[at], rows[1 - at], c0, c1, cols, high, low);
-    } else {
-      AddRows<2, false>(rows[at], rows[at], c0, c1, cols, high, low);
-    }
+  for (; j + kRows <= c.cols; j += kRows) {
+    for (size_t r = 0; r < kRows; ++r) rows[r] = w.RowBytes(active[j + r]);
+    AddRows<2>(rows, CoefficientsAt(c, j), CoefficientsAt(c, j + 4), cols, fetcher, high, low);
   }
   for (; j < c.cols; j += 4) {
-    for (size_t r = 0; r < 4; ++r) rows[0][r] = w.RowBytes(active[std::min(j + r, c.cols - 1)]);
+    for (size_t r = 0; r < 4; ++r) rows[r] = w.RowBytes(active[std::min(j + r, c.cols - 1)]);
     const FourCoefficients c0 = CoefficientsAt(c, j);
-    AddRows<1, false>(rows[0], rows[0], c0, c0, cols, high, low);
+    AddRows<1>(rows, c0, c0, cols, fetcher, high, low);
   }
   const SumTag ds;
   const Finish finish(c);
@@ -166,8 +155,9 @@ void SumIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, const Ty
 // The columns of one vector of bytes, or of two neighbouring ones, for all listed rows: two share
 // the work of finding a row.
 template <bool kAdd, bool kTwo>
-HWY_INLINE void SumBlock(const QuantizedRows& c, const uint32_t* HWY_RESTRICT active,
-                         const uint8_t* HWY_RESTRICT column, size_t row_bytes, const Finish& finish,
+HWY_INLINE void SumBlock(bool begins_line, const QuantizedRows& c,
+                         const uint32_t* HWY_RESTRICT active, const uint8_t* HWY_RESTRICT column,
+                         size_t row_bytes, const Finish& finish, RowFetcher& fetcher,
                          float* HWY_RESTRICT y) {
   const SumTag ds;
   const ByteTag du8;
@@ -189,8 +179,21 @@ HWY_INLINE void SumBlock(const QuantizedRows& c, const uint32_t* HWY_RESTRICT ac
               g2, g3, m0, m1, m2, m3);
     }
   };
+  constexpr size_t kLines = kTwo ? 2 : 1;
+  const size_t whole = c.cols / 4 * 4;
   size_t j = 0;
-  for (; j + 4 <= c.cols; j += 4) add(j, j + 1, j + 2, j + 3);
+  while (j < whole) {
+    const size_t left = (whole - j) / 4;
+    const RowFetcher::Lines lines = fetcher.Take(begins_line ? kLines * left : 0);
+    if (lines.count == 0) {
+      for (; j < whole; j += 4) add(j, j + 1, j + 2, j + 3);
+      break;
+    }
+    for (size_t i = 0; i < lines.count; i += kLines, j += 4) {
+      for (size_t line = i; line < i + kLines; ++line) lines.Fetch(line);
+      add(j, j + 1, j + 2, j + 3);
+    }
+  }
   // The coefficients beyond the last are zero.
   const size_t last = c.cols - 1;
   if (j < c.cols) add(j, HWY_MIN(j + 1, last), HWY_MIN(j + 2, last), last);
@@ -212,26 +215,25 @@ HWY_INLINE void SumBlock(const QuantizedRows& c, const uint32_t* HWY_RESTRICT ac
 
 template <bool kAdd>
 void SumBlocks(const QuantizedRows& c, const uint32_t* active, const TypedView& w, size_t col_begin,
-               size_t col_end, float* y) {
+               size_t col_end, RowFetcher& fetcher, float* y) {
   constexpr bool kPairs = HWY_MAX_LANES_D(SumTag) >= 16;  // else there are registers for one
   const Finish finish(c);
   const size_t bytes = hn::Lanes(ByteTag());
   size_t i = col_begin;
   for (; kPairs && i + 2 * bytes <= col_end; i += 2 * bytes) {
-    SumBlock<kAdd, kPairs>(c, active, w.RowBytes(0) + i, w.stride, finish, y + i);
+    SumBlock<kAdd, kPairs>(true, c, active, w.RowBytes(0) + i, w.stride, finish, fetcher, y + i);
   }
   for (; i < col_end; i += bytes) {
-    SumBlock<kAdd, false>(c, active, w.RowBytes(0) + i, w.stride, finish, y + i);
+    SumBlock<kAdd, false>(i % kAlignment == 0, c, active, w.RowBytes(0) + i, w.stride, finish,
+                          fetcher, y + i);
   }
 }
 
 void SumIntegerColumnsImpl(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
-                           size_t col_begin, size_t col_end, bool add, float* y) {
-  if (add) {
-    SumBlocks<true>(c, active, w, col_begin, col_end, y);
-  } else {
-    SumBlocks<false>(c, active, w, col_begin, col_end, y);
-  }
+                           size_t col_begin, size_t col_end, bool add, RowFetcher& fetcher,
+                           float* y) {
+  const auto sum = add ? SumBlocks<true> : SumBlocks<false>;
+  sum(c, active, w, col_begin, col_end, fetcher, y);
 }
 
 void ToColumnOrderImpl(size_t cols, float* y) {
@@ -268,16 +270,16 @@ void QuantizeCoefficients(float* coefficients, const uint32_t* active, const Typ
 }
 
 void SumIntegerRows(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
-                    int32_t* sums, float* y) {
+                    RowFetcher& fetcher, int32_t* sums, float* y) {
   HWY_DASSERT(w.dtype == DType::kI8 && SumCols(w.cols) <= w.stride);
-  HWY_DYNAMIC_DISPATCH(SumIntegerRowsImpl)(c, active, w, sums, y);
+  HWY_DYNAMIC_DISPATCH(SumIntegerRowsImpl)(c, active, w, fetcher, sums, y);
 }
 
 void SumIntegerColumns(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
-                       size_t col_begin, size_t col_end, bool add, float* y) {
+                       size_t col_begin, size_t col_end, bool add, RowFetcher& fetcher, float* y) {
   HWY_DASSERT(w.dtype == DType::kI8 && col_end <= SumCols(w.cols) && col_end <= w.stride);
   HWY_DASSERT(col_begin % kAlignment == 0 && col_end % kAlignment == 0);
-  HWY_DYNAMIC_DISPATCH(SumIntegerColumnsImpl)(c, active, w, col_begin, col_end, add, y);
+  HWY_DYNAMIC_DISPATCH(SumIntegerColumnsImpl)(c, active, w, col_begin, col_end, add, fetcher, y);
 }
 
 void ToColumnOrder(size_t cols, float* y) { HWY_DYNAMIC_DISPATCH(ToColumnOrderImpl)(cols, y); }

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "kernels/quantized.h"
+#include "kernels/row_fetcher.h"
 #include "kernels/tensor.h"
 
 namespace firesteel::kernels {
@@ -32,19 +33,20 @@ void QuantizeCoefficients(float* coefficients, const uint32_t* active, const Typ
                           const QuantizedRows& out);
 
 // Two ways to the same bits. Both take c and `active` as QuantizeCoefficients had them, w kI8 [F,
-// D], and give columns in an order of the kernel's own.
+// D], give columns in an order of the kernel's own, and ask `fetcher` for as many lines as they
+// read.
 
 /// For rows that come from memory, which are read one group after the other, each to its end:
 /// y [SumCols(w.cols)] = Σ_j c_j · w[active[j], :]. `sums` [2 · SumCols(w.cols)] is scratch that
 /// holds zeros before and after.
 void SumIntegerRows(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
-                    int32_t* sums, float* y);
+                    RowFetcher& fetcher, int32_t* sums, float* y);
 
 /// For rows that are in a cache already, since other coefficients needed them, too: y[i] = or (if
 /// `add`) += Σ_j c_j · w[active[j], i] for i in [col_begin, col_end), multiples of kAlignment up to
 /// SumCols(w.cols). Sums stay in registers.
 void SumIntegerColumns(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
-                       size_t col_begin, size_t col_end, bool add, float* y);
+                       size_t col_begin, size_t col_end, bool add, RowFetcher& fetcher, float* y);
 
 /// Puts y [SumCols(cols)], in the order of sums, into that of the columns.
 void ToColumnOrder(size_t cols, float* y);

@@ -60,15 +60,18 @@ std::vector<float> Product(const std::vector<float>& coefficients,
   const QuantizedRows c = rounded.view(active.size());
   QuantizeCoefficients(scaled.data(), active.data(), w.view(), c);
   Guarded<float> y(SumCols(w.cols));
+  RowFetcher fetcher;  // asks for some of the rows meanwhile, which changes nothing
+  fetcher.Add(w.view(), active.data(), active.size() / 2, 0, w.stride);
   if (by_columns) {
     std::fill(y.data(), y.data() + y.size(), 0.0f);
     const size_t middle = SumCols(w.cols / 2);
-    SumIntegerColumns(c, active.data(), w.view(), middle, SumCols(w.cols), false, y.data());
-    SumIntegerColumns(c, active.data(), w.view(), 0, middle, true, y.data());
+    SumIntegerColumns(c, active.data(), w.view(), middle, SumCols(w.cols), false, fetcher,
+                      y.data());
+    SumIntegerColumns(c, active.data(), w.view(), 0, middle, true, fetcher, y.data());
   } else {
     Guarded<int32_t> sums(2 * SumCols(w.cols));
     std::fill(sums.data(), sums.data() + sums.size(), 0);
-    SumIntegerRows(c, active.data(), w.view(), sums.data(), y.data());
+    SumIntegerRows(c, active.data(), w.view(), fetcher, sums.data(), y.data());
     EXPECT_TRUE(
         std::all_of(sums.span().begin(), sums.span().end(), [](int32_t v) { return v == 0; }));
     EXPECT_TRUE(sums.GuardsIntact());

@@ -176,9 +176,6 @@ void QuantizeWeightsI4Impl(const float* w, size_t cols, uint8_t* q, BF16* scales
   }
 }
 
-// How far ahead of a tile of four scattered rows the next ones are fetched.
-inline constexpr size_t kTilesAhead = 2;
-
 // A tile's tokens.
 struct Token {
   Token(const QuantizedRows& x, size_t t)
@@ -222,11 +219,25 @@ HWY_INLINE void StoreScaled(const Token& x, Four joined, const float* row_scales
   hn::StoreU(hn::Mul(joined, scales), df, y);
 }
 
-// The joined sums of one token with four rows of 8-bit weights. If kAhead, the bytes of `ahead`
-// are fetched meanwhile.
-template <bool kAhead>
-HWY_INLINE Four SumI8(const Token& x, const TileRows& w, [[maybe_unused]] const TileRows& ahead,
-                      size_t k) {
+// What a tile does for those to come, called at each vector of its rows.
+struct FetchNothing {
+  HWY_INLINE void operator()(size_t /*byte*/) const {}
+};
+struct FetchFurther {  // in the same streams
+  explicit FetchFurther(const TileRows& rows) : ahead(rows.Further(kStreamAhead)) {}
+  HWY_INLINE void operator()(size_t byte) const { ahead.Fetch(byte); }
+  TileRows ahead;
+};
+struct FetchQueued {
+  HWY_INLINE void operator()(size_t byte) const {
+    if (byte % kAlignment == 0) fetcher.Next();
+  }
+  RowFetcher& fetcher;
+};
+
+// The joined sums of one token with four rows of 8-bit weights.
+template <class FetchFn>
+HWY_INLINE Four SumI8(const Token& x, const TileRows& w, const FetchFn& fetch, size_t k) {
   const SumTag ds;
   const ByteTag du8;
   const SignedByteTag di8;
@@ -234,7 +245,7 @@ HWY_INLINE Four SumI8(const Token& x, const TileRows& w, [[maybe_unused]] const 
   const auto flip = hn::Set(du8, 0x80);
   SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
   for (size_t i = 0; i < k; i += bytes) {
-    if constexpr (kAhead) ahead.Fetch(i);
+    fetch(i);
     const auto high = hn::LoadU(di8, x.high + i);
     const auto low = hn::LoadU(di8, x.low + i);
     AddBytes(hn::Xor(hn::LoadU(du8, w.r0 + i), flip), high, low, h0, l0);
@@ -246,18 +257,17 @@ HWY_INLINE Four SumI8(const Token& x, const TileRows& w, [[maybe_unused]] const 
 }
 
 // One token × up to four rows of 8-bit weights; row_scales [4].
-template <bool kAhead>
-HWY_NOINLINE void TileI8(const Token& x, const TileRows& w, const TileRows& ahead, size_t k,
+template <class FetchFn>
+HWY_NOINLINE void TileI8(const Token& x, const TileRows& w, const FetchFn& fetch, size_t k,
                          const float* row_scales, float* HWY_RESTRICT y) {
-  StoreScaled(x, SumI8<kAhead>(x, w, ahead, k), row_scales, y);
+  StoreScaled(x, SumI8(x, w, fetch, k), row_scales, y);
 }
 
 // Two tokens × up to four rows.
-template <bool kAhead>
+template <class FetchFn>
 HWY_NOINLINE void PairTileI8(const Token& x0, const Token& x1, const TileRows& w,
-                             [[maybe_unused]] const TileRows& ahead, size_t k,
-                             const float* row_scales, float* HWY_RESTRICT y0,
-                             float* HWY_RESTRICT y1) {
+                             const FetchFn& fetch, size_t k, const float* row_scales,
+                             float* HWY_RESTRICT y0, float* HWY_RESTRICT y1) {
   const SumTag ds;
   const ByteTag du8;
   const SignedByteTag di8;
@@ -266,7 +276,7 @@ HWY_NOINLINE void PairTileI8(const Token& x0, const Token& x1, const TileRows& w
   SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
   SumVec g0 = h0, g1 = h0, g2 = h0, g3 = h0, m0 = h0, m1 = h0, m2 = h0, m3 = h0;
   for (size_t i = 0; i < k; i += bytes) {
-    if constexpr (kAhead) ahead.Fetch(i);
+    fetch(i);
     const auto w0 = hn::Xor(hn::LoadU(du8, w.r0 + i), flip);
     const auto w1 = hn::Xor(hn::LoadU(du8, w.r1 + i), flip);
     const auto w2 = hn::Xor(hn::LoadU(du8, w.r2 + i), flip);
@@ -330,9 +340,9 @@ struct TileScales {
 };
 
 // The sums of one token with up to four rows of 4-bit weights.
-template <bool kAhead>
+template <class FetchFn>
 HWY_INLINE Four SumI4(const Token& x, const TileRows& w, const TileScales& scales,
-                      [[maybe_unused]] const TileRows& ahead, size_t k) {
+                      const FetchFn& fetch, size_t k) {
   const SumTag ds;
   const ByteTag du8;
   const SignedByteTag di8;
@@ -344,7 +354,7 @@ HWY_INLINE Four SumI4(const Token& x, const TileRows& w, const TileScales& scale
     const size_t block = group / kI4Block;
     for (size_t o = 0; o < kHalf; o += bytes) {
       const size_t at = group / 2 + o;
-      if constexpr (kAhead) ahead.Fetch(at);
+      fetch(at);
       const auto x0 = hn::LoadU(di8, x.high + group + o);
       const auto x1 = hn::LoadU(di8, x.high + group + kHalf + o);
       const auto c0 = hn::LoadU(ds, x.nibble_offsets + (group + o) / 4);
@@ -360,22 +370,23 @@ HWY_INLINE Four SumI4(const Token& x, const TileRows& w, const TileScales& scale
   return SumsOf(df, hn::Mul(a0, scale), hn::Mul(a1, scale), hn::Mul(a2, scale), hn::Mul(a3, scale));
 }
 
-template <bool kAhead>
+template <class FetchFn>
 HWY_NOINLINE void TileI4(const Token& x, const TileRows& w, const TileScales& scales,
-                         const TileRows& ahead, size_t k, float* HWY_RESTRICT y) {
-  hn::StoreU(SumI4<kAhead>(x, w, scales, ahead, k), FourTag(), y);
+                         const FetchFn& fetch, size_t k, float* HWY_RESTRICT y) {
+  hn::StoreU(SumI4(x, w, scales, fetch, k), FourTag(), y);
 }
 
-// Which four rows a tile takes, and which rows to fetch meanwhile.
-struct Neighbours {  // of a list of rows: the next four, and those a few rows ahead
-  static constexpr bool kScattered = true;
+// Which four rows a tile takes, and what to fetch meanwhile.
+struct Neighbours {  // of a list of rows: the next four
+  FetchQueued Fetch(const TileRows& /*rows*/) const { return {fetcher}; }
+  RowFetcher& fetcher;
   size_t num;
   size_t tiles() const { return hwy::DivCeil(num, size_t{4}); }
   size_t count(size_t tile) const { return std::min<size_t>(4, num - 4 * tile); }
   size_t position(size_t tile, size_t i) const { return 4 * tile + i; }
 };
 struct Quarters {  // of a range: one of each quarter, so that they are four streams
-  static constexpr bool kScattered = false;
+  static FetchFurther Fetch(const TileRows& rows) { return FetchFurther(rows); }
   size_t num;
   size_t tiles() const { return num / 4 + num % 4; }
   size_t count(size_t tile) const { return tile < num / 4 ? 4 : 1; }
@@ -395,16 +406,7 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
     const size_t count = order.count(tile);
     const auto row = [&](size_t i) { return row_of(order.position(tile, i)); };
     const TileRows rows = TileRows::Of([&](size_t i) { return w.RowBytes(row(i)); }, 0, count);
-    TileRows ahead = rows.Further(kStreamAhead);
-    if (Order::kScattered) {
-      ahead = tile + kTilesAhead + 1 >= tiles
-                  ? rows
-                  : TileRows::Of(
-                        [&](size_t i) {
-                          return w.RowBytes(row_of(order.position(tile + kTilesAhead, i)));
-                        },
-                        0, 4);
-    }
+    const auto fetch = order.Fetch(rows);
     const auto store = [&](size_t t, const float* sums) {
       for (size_t i = 0; i < count; ++i) out(t)[order.position(tile, i)] = sums[i];
     };
@@ -414,24 +416,28 @@ HWY_INLINE void MultiplyRows(const QuantizedRows& x, const TypedView& w, const O
       for (size_t i = 0; i < count; ++i) row_scales[i] = w.row_scales[row(i)];
       for (size_t t = 0; t < x.rows; t += 2) {
         const bool two = t + 2 <= x.rows;
-        const bool fetch = t == 0;
         const Token x0(x, t);
-        if (two) {
-          const auto multiply = fetch ? PairTileI8<true> : PairTileI8<false>;
-          multiply(x0, Token(x, t + 1), rows, ahead, k, row_scales, sums, sums1);
-          store(t + 1, sums1);
+        if (two && t == 0) {
+          PairTileI8(x0, Token(x, 1), rows, fetch, k, row_scales, sums, sums1);
+        } else if (two) {
+          PairTileI8(x0, Token(x, t + 1), rows, FetchNothing(), k, row_scales, sums, sums1);
+        } else if (t == 0) {
+          TileI8(x0, rows, fetch, k, row_scales, sums);
         } else {
-          const auto multiply = fetch ? TileI8<true> : TileI8<false>;
-          multiply(x0, rows, ahead, k, row_scales, sums);
+          TileI8(x0, rows, FetchNothing(), k, row_scales, sums);
         }
+        if (two) store(t + 1, sums1);
         store(t, sums);
       }
     } else {
       const TileScales scales =
           TileScales::Of([&](size_t i) { return w.BlockScales(row(i)); }, 0, count);
       for (size_t t = 0; t < x.rows; ++t) {
-        const auto multiply = t == 0 ? TileI4<true> : TileI4<false>;
-        multiply(Token(x, t), rows, scales, ahead, k, sums);
+        if (t == 0) {
+          TileI4(Token(x, t), rows, scales, fetch, k, sums);
+        } else {
+          TileI4(Token(x, t), rows, scales, FetchNothing(), k, sums);
+        }
         store(t, sums);
       }
     }
@@ -484,7 +490,7 @@ size_t StreamRows(const Token& x, const TypedView& w, size_t row_begin, size_t r
         row_begin, row_end,
         [&](size_t row, size_t quarter) HWY_ATTR {
           const TileRows rows = tile(row, quarter);
-          return SumI8<true>(x, rows, rows.Further(kStreamAhead), k);
+          return SumI8(x, rows, FetchFurther(rows), k);
         },
         [&](size_t row, Four sums) HWY_ATTR { StoreScaled(x, sums, w.row_scales + row, y + row); });
   }
@@ -495,7 +501,7 @@ size_t StreamRows(const Token& x, const TypedView& w, size_t row_begin, size_t r
         const TileRows rows = tile(row, quarter);
         const TileScales scales =
             TileScales::Of([&](size_t i) { return w.BlockScales(row + i * quarter); }, 0, 4);
-        return SumI4<true>(x, rows, scales, rows.Further(kStreamAhead), k);
+        return SumI4(x, rows, scales, FetchFurther(rows), k);
       },
       [&](size_t row, Four sums) HWY_ATTR { hn::StoreU(sums, FourTag(), y + row); });
 }
@@ -511,30 +517,25 @@ void QuantizedMatMulImpl(const QuantizedRows& x, const TypedView& w, size_t row_
 // One token times the 8-bit rows active[begin], …, four at a time, inlined like a stream. Returns
 // how many it took.
 size_t ListedI8(const Token& x, const TypedView& w, const uint32_t* active, size_t begin,
-                size_t end, float* HWY_RESTRICT out) {
+                size_t end, RowFetcher& fetcher, float* HWY_RESTRICT out) {
   const size_t k = RoundUp(w.cols, kAlignment);
   const size_t num = (end - begin) / 4 * 4;
-  const size_t last = begin + num;
-  const auto tile = [&](size_t first) HWY_ATTR {
-    return TileRows::Of([&](size_t j) { return w.RowBytes(active[j]); }, first, 4);
-  };
-  for (size_t j = begin; j < last; j += 4) {
-    const size_t ahead = j + 4 * kTilesAhead;
-    const Four sums = SumI8<true>(x, tile(j), tile(ahead < last ? ahead : j), k);
+  for (size_t j = begin; j < begin + num; j += 4) {
+    const TileRows rows = TileRows::Of([&](size_t i) { return w.RowBytes(active[i]); }, j, 4);
     HWY_ALIGN const float row_scales[4] = {w.row_scales[active[j]], w.row_scales[active[j + 1]],
                                            w.row_scales[active[j + 2]],
                                            w.row_scales[active[j + 3]]};
-    StoreScaled(x, sums, row_scales, out + j);
+    StoreScaled(x, SumI8(x, rows, FetchQueued{fetcher}, k), row_scales, out + j);
   }
   return num;
 }
 
 void QuantizedMaskedMatVecImpl(const QuantizedRows& x, const TypedView& w, const uint32_t* active,
-                               size_t begin, size_t end, float* out) {
-  if (w.dtype == DType::kI8) begin += ListedI8(Token(x, 0), w, active, begin, end, out);
+                               size_t begin, size_t end, RowFetcher& fetcher, float* out) {
+  if (w.dtype == DType::kI8) begin += ListedI8(Token(x, 0), w, active, begin, end, fetcher, out);
   MultiplyRows(
-      x.From(0, 1), w, Neighbours{end - begin}, [&](size_t j) { return size_t{active[begin + j]}; },
-      [&](size_t) { return out + begin; });
+      x.From(0, 1), w, Neighbours{fetcher, end - begin},
+      [&](size_t j) { return size_t{active[begin + j]}; }, [&](size_t) { return out + begin; });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -598,9 +599,9 @@ void QuantizedMatMul(const QuantizedRows& x, const TypedView& w, size_t row_begi
 }
 
 void QuantizedMaskedMatVec(const QuantizedRows& x, const TypedView& w, const uint32_t* active,
-                           size_t begin, size_t end, float* out) {
+                           size_t begin, size_t end, RowFetcher& fetcher, float* out) {
   HWY_DASSERT(IsQuantized(w.dtype) && x.cols == w.cols && begin <= end);
-  HWY_DYNAMIC_DISPATCH(QuantizedMaskedMatVecImpl)(x, w, active, begin, end, out);
+  HWY_DYNAMIC_DISPATCH(QuantizedMaskedMatVecImpl)(x, w, active, begin, end, fetcher, out);
 }
 
 }  // namespace firesteel::kernels

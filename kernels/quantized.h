@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/row_fetcher.h"
 #include "kernels/tensor.h"
 
 namespace firesteel::kernels {
@@ -77,9 +78,10 @@ void QuantizedMatMul(const QuantizedRows& x, const TypedView& w, size_t row_begi
                      const MatView& y);
 
 /// Vector-masked matvec: out[j] = Σ_k x[0, k] · w[active[j], k] for j in [begin, end), with the
-/// bits of QuantizedMatMul. active: indices < w.rows. Thread-safe for disjoint ranges.
+/// bits of QuantizedMatMul. active: indices < w.rows. Asks `fetcher` for as many lines as it reads.
+/// Thread-safe for disjoint ranges.
 void QuantizedMaskedMatVec(const QuantizedRows& x, const TypedView& w, const uint32_t* active,
-                           size_t begin, size_t end, float* out);
+                           size_t begin, size_t end, RowFetcher& fetcher, float* out);
 
 }  // namespace firesteel::kernels
 

@@ -113,7 +113,10 @@ void Masked(benchmark::State& state) {
   for (size_t i = 0; i < listed; ++i) list[i] = static_cast<uint32_t>(i * rows / listed);
   AlignedVector<float> y(listed + 16);
   for (auto _ : state) {
-    QuantizedMaskedMatVec(x, w, list.data(), 0, listed, y.data());
+    RowFetcher fetcher;
+    fetcher.Add(w, list.data(), listed, 0, depth);
+    fetcher.Fetch(RowFetcher::kLead);
+    QuantizedMaskedMatVec(x, w, list.data(), 0, listed, fetcher, y.data());
     benchmark::ClobberMemory();
   }
   SetBytes(state, static_cast<double>(listed * depth));

@@ -265,10 +265,12 @@ TEST_P(QuantizedTest, MaskedMatVecHasTheBitsOfMatMul) {
       for (const uint32_t row : active) expected.push_back(dense[row]);
       Guarded<float> out(active.size());
       const size_t at = active.size() / 3;
+      RowFetcher fetcher;
       QuantizedMaskedMatVec(q.view().From(1, 1), w.view(), active.data(), at, active.size(),
-                            out.data());
+                            fetcher, out.data());
       for (size_t j = 0; j < at; ++j) ASSERT_TRUE(std::isnan(out[j]));
-      QuantizedMaskedMatVec(q.view().From(1, 1), w.view(), active.data(), 0, at, out.data());
+      QuantizedMaskedMatVec(q.view().From(1, 1), w.view(), active.data(), 0, at, fetcher,
+                            out.data());
       ASSERT_TRUE(SameBits(out.span(), expected)) << density;
       ASSERT_TRUE(out.GuardsIntact());
     }

@@ -18,7 +18,7 @@ using kernels::MatView;
 // Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows.
 constexpr size_t kFewRows = 32;
 // Rows of a step take turns over windows of weights of about so many bytes, so that what one of
-// them fetched from memory is in the L2 cache for the others.
+// them fetched from memory is in the L2 cache for the others, and the next window beside it.
 constexpr size_t kWindowBytes = size_t{1152} << 10;
 
 // A range has enough active neurons to work on, and there are enough ranges to share; none has more
@@ -34,6 +34,14 @@ kernels::TypedView Columns(kernels::TypedView w, IndexRange cols) {
   w.cols = cols.end - cols.begin;
   if (w.block_scales != nullptr) w.block_scales += cols.begin / kernels::kI4Block;
   return w;
+}
+
+// The part of a rising list, given as indices, whose neurons are within a range.
+IndexRange Within(const uint32_t* all, IndexRange list, IndexRange neurons) {
+  const auto index = [&](size_t neuron) {
+    return static_cast<size_t>(std::lower_bound(all + list.begin, all + list.end, neuron) - all);
+  };
+  return {index(neurons.begin), index(neurons.end)};
 }
 
 float* RowOf(Matrix& matrix, size_t row) { return static_cast<float*>(matrix.MutableRow(row)); }
@@ -52,6 +60,8 @@ SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, si
       num_active_(max_rows),
       range_starts_(max_rows * (num_ranges_ + 1)),
       needed_(config.intermediate_size),
+      union_(config.intermediate_size),
+      union_sizes_(num_ranges_),
       sums_(std::max(max_rows, std::min(max_rows, kFewRows) * num_ranges_),
             kernels::SumCols(config.hidden_size), DType::kF32),
       scratch_(num_threads) {
@@ -64,7 +74,10 @@ SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, si
 }
 
 void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_rows) {
-  if (worker.index() == 0) next_range_.store(0, std::memory_order_relaxed);
+  if (worker.index() == 0) {
+    next_range_.store(0, std::memory_order_relaxed);
+    union_size_.store(0, std::memory_order_relaxed);
+  }
   const size_t f = config_.intermediate_size;
   const IndexRange rows = worker.Share(num_rows);
   for (size_t row = rows.begin; row < rows.end; ++row) {
@@ -88,22 +101,38 @@ void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_ro
   }
 }
 
-// Leaves `needed_` clear for the next layer.
-uint32_t SparkFfn::CountUnion(size_t num_rows) {
-  if (num_rows == 1) return num_active_[0];
-  uint32_t count = 0;
-  for (uint8_t& needed : needed_) count += std::exchange(needed, 0);
-  return count;
+// Lists the neurons of a range that some row needs, and leaves `needed_` clear for the next layer.
+void SparkFfn::ListUnion(size_t range) {
+  const IndexRange neurons = Neurons(range);
+  uint32_t* const list = &union_[neurons.begin];
+  size_t count = 0;
+  for (size_t neuron = neurons.begin; neuron < neurons.end; ++neuron) {
+    list[count] = static_cast<uint32_t>(neuron);
+    count += std::exchange(needed_[neuron], 0);
+  }
+  union_sizes_[range] = static_cast<uint32_t>(count);
+  union_size_.fetch_add(static_cast<uint32_t>(count), std::memory_order_relaxed);
+}
+
+// The worker's next range of those that are left.
+size_t SparkFfn::TakeRange(size_t num_rows) {
+  const size_t range = next_range_.fetch_add(1, std::memory_order_relaxed);
+  if (num_rows > 1 && range < num_ranges_) ListUnion(range);
+  return range;
 }
 
 void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
                    const MatView& up, const MatView& out) {
   const IndexRange share = worker.Share(num_rows);
+  kernels::RowFetcher& fetcher = scratch_[worker.index()].fetcher;
+  fetcher = kernels::RowFetcher();
   if (num_rows <= kFewRows) {
-    for (size_t range = next_range_.fetch_add(1, std::memory_order_relaxed); range < num_ranges_;
-         range = next_range_.fetch_add(1, std::memory_order_relaxed)) {
-      AddRange(worker, {weights, input, up, {0, num_rows}, range, false},
-               [&](size_t row) { return RangeSum(row, range); });
+    Part part{weights, input, up, {0, num_rows}, TakeRange(num_rows), 0, true, false, fetcher};
+    if (part.range < num_ranges_) QueueUp(part, part.range, 0);
+    if (part.alone()) fetcher.Fetch(kernels::RowFetcher::kLead);
+    for (; part.range < num_ranges_; part.range = part.next) {
+      part.next = TakeRange(num_rows);
+      AddRange(worker, part, [&](size_t row) { return RangeSum(row, part.range); });
     }
     worker.Barrier();
     for (size_t row = share.begin; row < share.end; ++row) {
@@ -111,17 +140,21 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
         AddRangeSum(range, RangeSum(row, range), out.Row(row));
       }
     }
-  } else if (integer_down_) {
-    for (size_t range = 0; range < num_ranges_; ++range) {
-      AddRange(worker, {weights, input, up, share, range, range > 0},
-               [&](size_t row) { return out.Row(row); });
-    }
   } else {
-    for (size_t range = 0; range < num_ranges_; ++range) {
-      AddRange(worker, {weights, input, up, share, range, false},
-               [&](size_t row) { return RowOf(sums_, row); });
+    if (worker.index() == 0) {
+      for (size_t range = 0; range < num_ranges_; ++range) ListUnion(range);
+    }
+    Part part{weights, input, up, share, 0, 0, false, false, fetcher};
+    for (; part.range < num_ranges_; part.range = part.next) {
+      part.next = part.range + 1;
+      if (integer_down_) {
+        part.add = part.range > 0;
+        AddRange(worker, part, [&](size_t row) { return out.Row(row); });
+        continue;
+      }
+      AddRange(worker, part, [&](size_t row) { return RowOf(sums_, row); });
       for (size_t row = share.begin; row < share.end; ++row) {
-        AddRangeSum(range, RowOf(sums_, row), out.Row(row));
+        AddRangeSum(part.range, RowOf(sums_, row), out.Row(row));
       }
     }
   }
@@ -134,7 +167,7 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
 template <typename SumFn>
 void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
   ForActive(worker, part, [&](size_t row, IndexRange list) {
-    if (part.alone()) {  // on their way meanwhile
+    if (part.alone() && !integer_down_) {  // on their way meanwhile
       kernels::FetchFirstRows(part.weights.down_proj.view(), &active_[row * stride_ + list.begin],
                               list.end - list.begin);
     }
@@ -160,7 +193,7 @@ void SparkFfn::ProjectUp(const Part& part, size_t row, IndexRange list) {
   float* const excess = RowOf(excess_, row) + list.begin;
   if (kernels::IsQuantized(w.dtype)) {
     kernels::QuantizedMaskedMatVec(part.input.integers.From(row, 1), w, active, list.begin,
-                                   list.end, up);
+                                   list.end, part.fetcher, up);
   } else {
     kernels::TypedView x = part.input.floats;
     x.data = static_cast<const std::byte*>(x.data) + kernels::BytesOf(x.dtype, row * x.stride);
@@ -190,14 +223,17 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
     const size_t row = part.rows.begin;
     const IndexRange list = ListOf(row, part.range);
     Tell(worker, part, part.weights.down_proj, row, list, {0, w.cols});
+    if (part.next < num_ranges_) QueueUp(part, part.next, 0);
     kernels::SumIntegerRows(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
-                            static_cast<int32_t*>(scratch.sums.MutableRow(0)), sum(row));
+                            part.fetcher, static_cast<int32_t*>(scratch.sums.MutableRow(0)),
+                            sum(row));
     return;
   }
   ForColumns(worker, part, [&](size_t row, IndexRange cols) {
     const IndexRange list = ListOf(row, part.range);
     kernels::SumIntegerColumns(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
-                               cols.begin, kernels::SumCols(cols.end), part.add, sum(row));
+                               cols.begin, kernels::SumCols(cols.end), part.add, part.fetcher,
+                               sum(row));
   });
 }
 
@@ -206,16 +242,15 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
 // and stay in the L1 cache or in registers.
 template <typename VisitFn>
 void SparkFfn::ForColumns(const Worker& worker, const Part& part, const VisitFn& visit) const {
-  const kernels::TypedView w = part.weights.down_proj.view();
-  const IndexRange neurons = Neurons(part.range);
-  const size_t group_bytes =
-      (neurons.end - neurons.begin) * kernels::BytesOf(w.dtype, kernels::kI4Group);
-  const size_t window = part.alone()
-                            ? w.cols
-                            : std::max<size_t>(1, kWindowBytes / std::max<size_t>(1, group_bytes)) *
-                                  kernels::kI4Group;
-  for (size_t first = 0; first < w.cols; first += window) {
-    const IndexRange cols{first, std::min(w.cols, first + window)};
+  const size_t windows = Windows(part, part.range, part.weights.down_proj);
+  for (size_t window = 0; window < windows; ++window) {
+    if (!part.alone()) part.fetcher.FetchAll();
+    if (window + 1 < windows) {
+      QueueDown(part, window + 1);
+    } else if (part.next < num_ranges_) {
+      QueueUp(part, part.next, 0);
+    }
+    const IndexRange cols = DownWindow(part, window);
     for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
       Tell(worker, part, part.weights.down_proj, row, ListOf(row, part.range), cols);
       visit(row, cols);
@@ -227,26 +262,78 @@ void SparkFfn::ForColumns(const Worker& worker, const Part& part, const VisitFn&
 // one call a row and window of rows of up_proj.
 template <typename VisitFn>
 void SparkFfn::ForActive(const Worker& worker, const Part& part, const VisitFn& visit) const {
-  const Matrix& up = part.weights.up_proj;
-  const size_t row_bytes = up.bytes() / up.rows() + 1;
-  const IndexRange neurons = Neurons(part.range);
-  const size_t window = part.alone() ? neurons.end : std::max<size_t>(1, kWindowBytes / row_bytes);
-  for (size_t first = neurons.begin; first < neurons.end; first += window) {
-    const bool whole = first + window >= neurons.end && first == neurons.begin;
+  const size_t windows = Windows(part, part.range, part.weights.up_proj);
+  for (size_t window = 0; window < windows; ++window) {
+    if (!part.alone()) part.fetcher.FetchAll();
+    if (window + 1 < windows) {
+      QueueUp(part, part.range, window + 1);
+    } else {
+      QueueDown(part, 0);
+    }
+    const IndexRange neurons = UpWindow(part, part.range, window);
     for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
       IndexRange list = ListOf(row, part.range);
-      if (!whole) {
-        const uint32_t* const all = &active_[row * stride_];
-        const auto index = [&](size_t neuron) {
-          return static_cast<size_t>(std::lower_bound(all + list.begin, all + list.end, neuron) -
-                                     all);
-        };
-        list = {index(first), index(first + window)};
-      }
-      Tell(worker, part, up, row, list, {0, up.cols()});
+      if (windows > 1) list = Within(&active_[row * stride_], list, neurons);
+      Tell(worker, part, part.weights.up_proj, row, list, {0, part.weights.up_proj.cols()});
       visit(row, list);
     }
   }
+}
+
+// Into how many windows the weights of a range are cut. Where its union is known, the next window
+// is fetched meanwhile, and two of them share the cache.
+size_t SparkFfn::Windows(const Part& part, size_t range, const Matrix& weights) const {
+  if (part.alone()) return 1;
+  if (!part.few) return hwy::DivCeil(weights.bytes() / num_ranges_, kWindowBytes);
+  const size_t needed = union_sizes_[range] * (weights.bytes() / weights.rows());
+  return std::max<size_t>(1, hwy::DivCeil(needed, kWindowBytes / 2));
+}
+
+IndexRange SparkFfn::UpWindow(const Part& part, size_t range, size_t window) const {
+  const size_t windows = Windows(part, range, part.weights.up_proj);
+  const IndexRange neurons = Neurons(range);
+  const size_t n = neurons.end - neurons.begin;
+  return {neurons.begin + n * window / windows, neurons.begin + n * (window + 1) / windows};
+}
+
+IndexRange SparkFfn::DownWindow(const Part& part, size_t window) const {
+  const size_t windows = Windows(part, part.range, part.weights.down_proj);
+  const size_t cols = part.weights.down_proj.cols();
+  const size_t groups = hwy::DivCeil(cols, kernels::kI4Group);
+  const auto begin = [&](size_t i) {
+    return std::min(cols, groups * i / windows * kernels::kI4Group);
+  };
+  return {begin(window), begin(window + 1)};
+}
+
+// The neurons of a range that the part's rows need; empty where that is not known.
+std::span<const uint32_t> SparkFfn::Union(const Part& part, size_t range) const {
+  if (part.alone()) {
+    const IndexRange list = ListOf(part.rows.begin, range);
+    return {&active_[part.rows.begin * stride_ + list.begin], list.end - list.begin};
+  }
+  if (!part.few) return {};
+  return {&union_[Neurons(range).begin], union_sizes_[range]};
+}
+
+// Only products of integers ask for what is queued: those of floats fetch their own next rows.
+void SparkFfn::QueueUp(const Part& part, size_t range, size_t window) const {
+  const kernels::TypedView w = part.weights.up_proj.view();
+  if (!kernels::IsQuantized(w.dtype)) return;
+  const std::span<const uint32_t> all = Union(part, range);
+  const IndexRange list = Within(all.data(), {0, all.size()}, UpWindow(part, range, window));
+  part.fetcher.Add(w, all.data() + list.begin, list.end - list.begin, 0,
+                   kernels::BytesOf(w.dtype, w.stride));
+}
+
+void SparkFfn::QueueDown(const Part& part, size_t window) const {
+  if (!integer_down_) return;
+  const kernels::TypedView w = part.weights.down_proj.view();
+  const std::span<const uint32_t> list = Union(part, part.range);
+  const IndexRange cols = DownWindow(part, window);
+  if (cols.begin == cols.end) return;
+  part.fetcher.Add(w, list.data(), list.size(), kernels::BytesOf(w.dtype, cols.begin),
+                   kernels::BytesOf(w.dtype, cols.end == w.cols ? w.stride : cols.end));
 }
 
 // Tells the probe, if there is one, which weights are read next: those of a part of a row's list.

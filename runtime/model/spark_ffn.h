@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/quantized.h"
+#include "kernels/row_fetcher.h"
 #include "kernels/tensor.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/weights.h"
@@ -49,13 +50,15 @@ class SparkFfn {
   std::span<const uint32_t> active(size_t row) const {
     return {&active_[row * stride_], num_active_[row]};
   }
-  /// Behind the barrier, for one worker: how many neurons some row needs.
-  uint32_t CountUnion(size_t num_rows);
 
   /// The output of the worker's share of the rows, to `out` [rows, SumCols(d)]; ends without a
   /// barrier. `up` [rows, F] is scratch.
   void Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
            const kernels::MatView& up, const kernels::MatView& out);
+  /// For worker 0 after Run: how many neurons some row needed.
+  uint32_t union_size(size_t num_rows) const {
+    return num_rows == 1 ? num_active_[0] : union_size_.load(std::memory_order_relaxed);
+  }
 
  private:
   // A part of a step: which weights and inputs, whose rows, which range of neurons.
@@ -65,15 +68,21 @@ class SparkFfn {
     const kernels::MatView& up;
     IndexRange rows;
     size_t range;  // of neurons
+    size_t next;   // the worker's next range, if there is one
+    bool few;      // the workers share the ranges, whose unions are known
     bool add;      // to what the sums hold (integers only)
+    kernels::RowFetcher& fetcher;
 
     bool alone() const { return rows.end - rows.begin == 1; }
   };
   struct WorkerScratch {
     QuantizedInput coefficients;  // [rows of a worker, the widest range]
     Matrix sums;                  // [2 · SumCols(d)] of int32, zeros between uses
+    kernels::RowFetcher fetcher;
   };
 
+  void ListUnion(size_t range);
+  size_t TakeRange(size_t num_rows);
   // sum(row) = what the part's neurons contribute to each of its rows.
   template <typename SumFn>
   void AddRange(Worker& worker, const Part& part, const SumFn& sum);
@@ -84,6 +93,13 @@ class SparkFfn {
   void ForActive(const Worker& worker, const Part& part, const VisitFn& visit) const;
   template <typename VisitFn>
   void ForColumns(const Worker& worker, const Part& part, const VisitFn& visit) const;
+  // Windows of a range: of rows of up_proj, then of columns of down_proj.
+  size_t Windows(const Part& part, size_t range, const Matrix& weights) const;
+  IndexRange UpWindow(const Part& part, size_t range, size_t window) const;
+  IndexRange DownWindow(const Part& part, size_t window) const;
+  std::span<const uint32_t> Union(const Part& part, size_t range) const;
+  void QueueUp(const Part& part, size_t range, size_t window) const;
+  void QueueDown(const Part& part, size_t window) const;
   // Where the active neurons of a range stand in a row's list.
   IndexRange ListOf(size_t row, size_t range) const {
     const uint32_t* const starts = &range_starts_[row * (num_ranges_ + 1) + range];
@@ -105,7 +121,10 @@ class SparkFfn {
   std::vector<uint32_t> num_active_;    // [R]
   std::vector<uint32_t> range_starts_;  // [R, ranges + 1]: where a range begins in a list
   std::vector<uint8_t> needed_;         // [F]: 1 where a row of the step needs the neuron
-  Matrix sums_;                         // [few rows · ranges or R, SumCols(d)]
+  std::vector<uint32_t> union_;         // [F]: those neurons, rising, from each range's place on
+  std::vector<uint32_t> union_sizes_;   // [ranges]
+  std::atomic<uint32_t> union_size_{0};
+  Matrix sums_;  // [few rows · ranges or R, SumCols(d)]
   std::vector<WorkerScratch> scratch_;
   std::atomic<size_t> next_range_{0};
 };

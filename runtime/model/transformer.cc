@@ -418,7 +418,6 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   worker.Barrier();
   EndPhase(worker, Phase::kThreshold);
 
-  if (worker.index() == 0) layer_activity_[layer].ffn_union = ffn_->CountUnion(num_rows);
   SparkFfn::Input input{.probe = probe_};
   if (compute_ == ComputeType::kInteger) {
     input.integers = rest_input_.view();
@@ -427,6 +426,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
     input.floats = View(normed_, 0, num_rows, r, config_.hidden_size - r);
   }
   ffn_->Run(worker, w, input, num_rows, Writable(up_, num_rows), Writable(projected_, num_rows));
+  if (worker.index() == 0) layer_activity_[layer].ffn_union = ffn_->union_size(num_rows);
   EndPhase(worker, Phase::kSparseFfn);
   // AddNormed takes the same share of the rows: what it reads was written by the same worker.
 }
@@ -519,8 +519,12 @@ void Transformer::ExactLogits(size_t slot, const uint32_t* ids, size_t begin, si
                               float* out) {
   if (begin == end) return;
   if (compute_ == ComputeType::kInteger) {
-    kernels::QuantizedMaskedMatVec(head_input_.integer.view().From(slot, 1),
-                                   weights_->embedding.view(), ids, begin, end, out);
+    const kernels::TypedView w = weights_->embedding.view();
+    kernels::RowFetcher fetcher;
+    fetcher.Add(w, ids + begin, end - begin, 0, kernels::BytesOf(w.dtype, w.stride));
+    fetcher.Fetch(kernels::RowFetcher::kLead);
+    kernels::QuantizedMaskedMatVec(head_input_.integer.view().From(slot, 1), w, ids, begin, end,
+                                   fetcher, out);
   } else {
     kernels::MaskedMatVec(View(head_input_, slot, 1, 0, config_.hidden_size),
                           weights_->embedding.view(), ids, begin, end, out);
