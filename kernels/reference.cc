@@ -107,6 +107,17 @@ std::vector<double> Softmax(std::span<const float> x) {
   return out;
 }
 
+std::vector<double> CategoricalWeights(std::span<const float> logits, double largest,
+                                       double temperature) {
+  std::vector<double> weights;
+  weights.reserve(logits.size());
+  for (const float logit : logits) {
+    const double exponent = (static_cast<double>(logit) - largest) / temperature;
+    weights.push_back(std::isnan(exponent) ? 0.0 : std::exp(exponent));
+  }
+  return weights;
+}
+
 std::vector<double> MatMul(const TypedView& x, const TypedView& w) {
   std::vector<double> y;
   y.reserve(x.rows * w.rows);

@@ -30,6 +30,8 @@ std::vector<double> GeluMul(std::span<const float> x, std::span<const float> fac
 std::vector<double> ScaleSoftCap(std::span<const float> x, double scale, double cap);
 std::vector<double> Softplus(std::span<const float> x);
 std::vector<double> Softmax(std::span<const float> x);
+std::vector<double> CategoricalWeights(std::span<const float> logits, double largest,
+                                       double temperature);
 
 /// y[t, n] for all tokens and rows, [x.rows · w.rows].
 std::vector<double> MatMul(const TypedView& x, const TypedView& w);

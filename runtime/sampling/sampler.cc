@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "kernels/categorical.h"
 
 namespace firesteel {
 namespace {
@@ -18,51 +18,6 @@ uint64_t Mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
   return x ^ (x >> 31);
-}
-
-// The largest of the logits, NaN left out; −∞ of none. Lanes of their own let the compiler compare
-// a vector at a time: a vocabulary of 256,000 takes a tenth of a millisecond.
-float Largest(std::span<const float> logits) {
-  constexpr size_t kLanes = 32;
-  std::array<float, kLanes> largest;
-  largest.fill(-std::numeric_limits<float>::infinity());
-  size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      largest[lane] = logits[i + lane] > largest[lane] ? logits[i + lane] : largest[lane];
-    }
-  }
-  for (; i < logits.size(); ++i) largest[0] = std::max(largest[0], logits[i]);
-  return *std::max_element(largest.begin(), largest.end());
-}
-
-// e^x of x ≤ 0, off by at most 2e-7 of itself; 0 below -87 and of NaN. Without a branch, so that
-// the compiler takes a vector at a time: most of a draw from a whole vocabulary is this.
-float Exp(float x) {
-  constexpr float kRound = 0x1.8p23f;  // added, it leaves a whole number in the low bits
-  const float shifted = x * 1.44269504f + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // x - n ln 2, in two parts
-  float y = 1.0f / 720;
-  y = y * r + 1.0f / 120;
-  y = y * r + 1.0f / 24;
-  y = y * r + 1.0f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.0f;
-  y = y * r + 1.0f;
-  const uint32_t exponent =
-      std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound) + 127;
-  return x >= -87.0f ? y * std::bit_cast<float>(exponent << 23) : 0.0f;
-}
-
-constexpr size_t kBlock = 512;
-
-double SumOf(const std::array<float, kBlock>& values) {
-  std::array<double, 8> sums{};
-  for (size_t i = 0; i < kBlock; i += sums.size()) {
-    for (size_t lane = 0; lane < sums.size(); ++lane) sums[lane] += values[i + lane];
-  }
-  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 bool IsAllowed(int32_t token, std::span<const int32_t> forbidden) {
@@ -92,7 +47,7 @@ absl::StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const Sam
                                         const TokenCounts* seen) {
   if (LargestLogitsNeeded(params) == 0) logits = Adjust(logits, params, seen);
   if (params.temperature == 0.0f) {  // without a list of candidates, in most cases
-    const float largest = Largest(logits);
+    const float largest = kernels::LargestLogit(logits.data(), logits.size());
     const auto first = std::find(logits.begin(), logits.end(), largest);
     const auto token = static_cast<int32_t>(first - logits.begin());
     if (std::isfinite(largest) && IsAllowed(token, forbidden)) return token;
@@ -128,23 +83,28 @@ absl::StatusOr<int32_t> Sampler::Sample(std::span<const uint32_t> ids,
 // Nothing where that does not tell: of +∞, or where what is left has no weight.
 std::optional<int32_t> Sampler::DrawFromAll(std::span<const float> logits, float temperature,
                                             double uniform, std::span<const int32_t> forbidden) {
-  const float largest = Largest(logits);
+  constexpr size_t kBlock = kernels::kCategoricalBlock;
+  const float largest = kernels::LargestLogit(logits.data(), logits.size());
   if (!std::isfinite(largest)) return std::nullopt;
+  weights_.resize((logits.size() + kBlock - 1) / kBlock);
+  kernels::CategoricalBlockSums(logits.data(), logits.size(), largest, temperature,
+                                weights_.data());
   std::array<float, kBlock> block;
-  const auto weigh = [&](size_t begin) {
-    const std::span<const float> part =
-        logits.subspan(begin, std::min(kBlock, logits.size() - begin));
-    block.fill(0.0f);
-    for (size_t i = 0; i < part.size(); ++i) block[i] = Exp((part[i] - largest) / temperature);
+  const auto weigh = [&](size_t index) {
+    const size_t begin = index * kBlock;
+    const size_t n = std::min(kBlock, logits.size() - begin);
+    kernels::CategoricalWeights(&logits[begin], n, largest, temperature, block.data());
+    std::fill(block.begin() + n, block.end(), 0.0f);
     for (const int32_t token : forbidden) {
       const size_t i = static_cast<size_t>(token) - begin;  // wraps below the block
       if (i < kBlock) block[i] = 0.0f;
     }
   };
-  weights_.clear();
-  for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    weigh(begin);
-    weights_.push_back(SumOf(block));
+  for (const int32_t token : forbidden) {
+    const size_t index = static_cast<size_t>(token) / kBlock;
+    if (index >= weights_.size()) continue;
+    weigh(index);
+    weights_[index] = std::accumulate(block.begin(), block.end(), 0.0);
   }
   const double target = uniform * std::accumulate(weights_.begin(), weights_.end(), 0.0);
   std::optional<size_t> found;
@@ -156,12 +116,12 @@ std::optional<int32_t> Sampler::DrawFromAll(std::span<const float> logits, float
     sum += weights_[i];
   }
   if (!found.has_value()) return std::nullopt;
-  weigh(*found * kBlock);
+  weigh(*found);
   std::optional<int32_t> token;
   for (size_t i = 0; i < kBlock; ++i) {
     if (block[i] <= 0.0f) continue;
     token = static_cast<int32_t>(*found * kBlock + i);
-    sum += block[i];
+    sum += static_cast<double>(block[i]);
     if (target < sum) break;  // else rounding left the target at the very end
   }
   return token;
@@ -215,9 +175,13 @@ void Sampler::KeepTopK(uint32_t top_k) {
 
 void Sampler::Weigh(float temperature) {
   const float largest = std::min_element(candidates_.begin(), candidates_.end(), Before)->logit;
-  weights_.resize(candidates_.size());
-  for (size_t i = 0; i < candidates_.size(); ++i) {
-    weights_[i] = Exp((candidates_[i].logit - largest) / temperature);
+  weights_.clear();
+  std::array<float, kernels::kCategoricalBlock> block;
+  for (size_t begin = 0; begin < candidates_.size(); begin += block.size()) {
+    const size_t n = std::min(block.size(), candidates_.size() - begin);
+    for (size_t i = 0; i < n; ++i) block[i] = candidates_[begin + i].logit;
+    kernels::CategoricalWeights(block.data(), n, largest, temperature, block.data());
+    weights_.insert(weights_.end(), block.begin(), block.begin() + n);
   }
 }
 
