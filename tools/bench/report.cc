@@ -75,6 +75,12 @@ double PhaseMilliseconds(const Series& series, size_t phase) {
   return 1e3 * MedianOf(series, [&](const Sample& run) { return run.phase_seconds[phase]; });
 }
 
+constexpr char kSampling[] = "sampling";  // no part of the model's step
+
+double SamplingMilliseconds(const Series& series) {
+  return 1e3 * MedianOf(series, [](const Sample& run) { return run.sampling_seconds; });
+}
+
 bool SameSetting(const Setting& a, const Setting& b) {
   return a.threads == b.threads && a.prompt == b.prompt && a.batch == b.batch &&
          a.context == b.context;
@@ -131,6 +137,7 @@ std::string ToJson(const Report& report) {
     const std::vector<double> speeds = Speeds(series);
     nlohmann::json phases;
     for (size_t i = 0; i < kNumPhases; ++i) phases[kPhaseNames[i]] = PhaseMilliseconds(series, i);
+    phases[kSampling] = SamplingMilliseconds(series);
     json["results"].push_back({{"model", series.spark ? "spark" : "dense"},
                                {"weights", series.weights},
                                {"phase", Phase(series.setting)},
@@ -189,7 +196,9 @@ std::string ToTable(const Report& report) {
   absl::StrAppend(
       &out, "\nMilliseconds a token:\n\n| threads | phase | prompt | batch | context | model |");
   for (const char* name : kPhaseNames) absl::StrAppend(&out, " ", name, " |");
-  absl::StrAppend(&out, "\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+  absl::StrAppend(&out, " ", kSampling, " |\n|");
+  for (size_t i = 0; i < 6 + kNumPhases + 1; ++i) absl::StrAppend(&out, "---|");
+  absl::StrAppend(&out, "\n");
   for (const Series& series : report.series) {
     const Setting& s = series.setting;
     absl::StrAppendFormat(&out, "| %d | %s | %d | %d | %d | %s |", s.threads, Phase(s), s.prompt,
@@ -197,7 +206,7 @@ std::string ToTable(const Report& report) {
     for (size_t i = 0; i < kNumPhases; ++i) {
       absl::StrAppendFormat(&out, " %.3f |", PhaseMilliseconds(series, i));
     }
-    absl::StrAppend(&out, "\n");
+    absl::StrAppendFormat(&out, " %.3f |\n", SamplingMilliseconds(series));
   }
   std::string ratios;
   ForEachRatio(report, [&](const Series& spark, const Series&, double ratio) {

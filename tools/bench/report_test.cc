@@ -1,5 +1,6 @@
 #include "tools/bench/report.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -24,6 +25,22 @@ TEST(Report, SpeedsAreComparedWithTheMemoryBesideThem) {
   EXPECT_NEAR(json["results"][0]["bandwidth_fraction"].get<double>(), 2.0 / 3, 1e-9);
   EXPECT_NEAR(json["results"][0]["floor_fraction"].get<double>(), 0.75, 1e-9);
   EXPECT_NEAR(json["machine"]["read_bandwidth_gbps"].get<double>(), 22.5, 1e-9);
+}
+
+TEST(Report, SamplingStandsBesideThePhasesOfTheModel) {
+  Report report;
+  report.memory = {{30, 20}};
+  Sample run{.tokens_per_second = 10, .sampling_seconds = 0.25e-3};
+  run.phase_seconds[static_cast<size_t>(Phase::kHead)] = 2e-3;
+  report.series.push_back({{.batch = 1, .context = 32}, true, "int8", {run}});
+  const auto json = nlohmann::json::parse(ToJson(report));
+  const auto& phases = json["results"][0]["phase_milliseconds_per_token"];
+  EXPECT_EQ(phases.size(), kNumPhases + 1);
+  EXPECT_NEAR(phases["head"].get<double>(), 2.0, 1e-9);
+  EXPECT_NEAR(phases["sampling"].get<double>(), 0.25, 1e-9);
+  const std::string table = ToTable(report);
+  EXPECT_THAT(table, ::testing::HasSubstr("| rest | head | sampling |\n|---|"));
+  EXPECT_THAT(table, ::testing::HasSubstr(" 2.000 | 0.250 |\n"));
 }
 
 }  // namespace

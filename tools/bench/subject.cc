@@ -9,8 +9,6 @@
 #include <random>
 #include <utility>
 
-#include "runtime/sampling/sampler.h"
-
 namespace firesteel::bench {
 namespace {
 
@@ -53,6 +51,7 @@ Subject::Subject(std::shared_ptr<const ModelWeights> weights, ComputeType comput
       transformer_(weights_, compute, kv_dtype, &pool_, std::max(chunk, max_batch), max_batch,
                    sublinear_head ? std::optional(SublinearHeadOptions()) : std::nullopt),
       cost_(*weights_, kv_dtype, transformer_.sublinear_head_bytes()),
+      samplers_(threads),
       text_(own_text ? WriteText(max_tokens) : RandomText(max_tokens)) {}
 
 std::vector<int32_t> Subject::RandomText(size_t tokens) const {
@@ -118,6 +117,7 @@ Sample Subject::PerToken(Sample sum, const std::array<double, kNumPhases>& befor
                          double seconds) const {
   sum.tokens_per_second = tokens / seconds;
   sum.cpu_seconds_per_token /= tokens;
+  sum.sampling_seconds /= tokens;
   sum.flops_per_token /= tokens;
   sum.bytes_per_token /= tokens;
   sum.scattered_per_token /= tokens;
@@ -149,9 +149,6 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
   }
   std::vector<int32_t> last(batch, text_[context - 1]);
   std::vector<SequenceSlice> slices(batch);
-  Sampler sampler;
-  const SamplingParams greedy{.temperature = 0.0f};
-  const SamplingParams params = sublinear_head_ ? greedy : SamplingParams{.seed = 2};
   Sample sum;
   const auto before = transformer_.phase_seconds();
   double seconds = 0;
@@ -165,18 +162,29 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
     }
     const Stopwatch watch;
     Forward(slices);
+    const double computed = watch.seconds();
+    DrawTokens(step, last);
     seconds += watch.seconds();
+    sum.sampling_seconds += watch.seconds() - computed;
     sum.cpu_seconds_per_token += watch.cpu_seconds();
     AddStepCost(&sum);
-    for (size_t i = 0; i < batch; ++i) {
-      if (const LogitCandidates some = transformer_.candidates(i); !some.ids.empty()) {
-        last[i] = sampler.Sample(some.ids, some.logits, greedy, i, step).value_or(0);
-      } else {
-        last[i] = sampler.Sample(transformer_.logits(i), params, i, step).value_or(0);
-      }
-    }
   }
   return PerToken(sum, before, static_cast<double>(batch * tokens), seconds);
+}
+
+// Dealt to the workers, as in the engine.
+void Subject::DrawTokens(size_t step, std::span<int32_t> tokens) {
+  const SamplingParams params =
+      sublinear_head_ ? SamplingParams{.temperature = 0.0f} : SamplingParams{.seed = 2};
+  pool_.Run([&](Worker& worker) {
+    Sampler& sampler = samplers_[worker.index()];
+    for (size_t i = worker.index(); i < tokens.size(); i += worker.team_size()) {
+      const LogitCandidates some = transformer_.candidates(i);
+      tokens[i] = (some.ids.empty() ? sampler.Sample(transformer_.logits(i), params, i, step)
+                                    : sampler.Sample(some.ids, some.logits, params, i, step))
+                      .value_or(0);
+    }
+  });
 }
 
 }  // namespace firesteel::bench

@@ -16,6 +16,7 @@
 #include "runtime/model/cost_model.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/transformer.h"
+#include "runtime/sampling/sampler.h"
 #include "runtime/threading/worker_pool.h"
 
 namespace firesteel::bench {
@@ -28,6 +29,7 @@ struct Sample {
   double bytes_per_token = 0;        // weights read once a step, and the KV cache
   double scattered_per_token = 0;    // of those, rows of active neurons and kept positions
   std::array<double, kNumPhases> phase_seconds{};  // a token
+  double sampling_seconds = 0;                     // a token: its choice from the logits
 };
 
 /// Not thread-safe.
@@ -45,9 +47,10 @@ class Subject {
   /// Computes a prompt of `tokens` from an empty cache, logits of the last position included.
   Sample Prefill(size_t tokens);
 
-  /// `batch` sequences, each with `context` positions in the cache, decode `tokens` each. Sampling
-  /// is not timed. What earlier calls left in the cache is used again: of a longer context, the
-  /// positions that a shorter one decoded to hold those tokens instead of the text's.
+  /// `batch` sequences, each with `context` positions in the cache, decode `tokens` each, at
+  /// temperature 1 from the whole vocabulary, or greedily (see above). What earlier calls left in
+  /// the cache is used again: of a longer context, the positions that a shorter one decoded to hold
+  /// those tokens instead of the text's.
   Sample Decode(size_t batch, size_t context, size_t tokens);
 
   const ModelWeights& weights() const { return *weights_; }
@@ -61,6 +64,7 @@ class Subject {
                   double seconds) const;
   void Forward(std::span<const SequenceSlice> batch);
   void AddStepCost(Sample* sample) const;
+  void DrawTokens(size_t step, std::span<int32_t> tokens);
 
   const std::shared_ptr<const ModelWeights> weights_;
   const size_t chunk_;
@@ -75,6 +79,7 @@ class Subject {
   std::unique_ptr<KvBlockPool> cache_;
   Transformer transformer_;
   const CostModel cost_;
+  std::vector<Sampler> samplers_;  // one a worker
   std::vector<int32_t> text_;
   std::vector<Context> contexts_;  // of sequences that decode together
 };
