@@ -103,8 +103,10 @@ std::optional<bool> Truth(const Parameter& value) {
 constexpr char kNoNumber[] = "must be a number";
 constexpr char kNoTruth[] = "must be true or false";
 
-std::string NoWhole(bool negative) {
-  return negative ? "must be a whole number of 32 bits" : "must be a whole number from 0 on";
+template <typename Int>
+std::string NoWhole() {
+  using Limits = std::numeric_limits<Int>;
+  return absl::StrCat("must be a whole number from ", Limits::min(), " to ", Limits::max());
 }
 
 // The setters of one kind: VALUE turns the parameter into an optional, FIELD is an expression that
@@ -151,22 +153,22 @@ const std::map<std::string, Setter>& Setters() {
       {"frequency_penalty", FIRESTEEL_FLOAT(frequency_penalty)},
       {"ignore_eos",
        FIRESTEEL_PARAMETER(Truth, kNoTruth, request->mutable_stopping()->set_ignore_eos(*value))},
-      {"logprobs", FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole(false),
+      {"logprobs", FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole<uint32_t>(),
                                        request->mutable_output()->set_logprobs(*value))},
       {"max_tokens",
-       FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole(false), request->set_max_tokens(*value))},
+       FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole<uint32_t>(), request->set_max_tokens(*value))},
       {"min_p", FIRESTEEL_FLOAT(min_p)},
-      {"min_tokens", FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole(false),
+      {"min_tokens", FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole<uint32_t>(),
                                          request->mutable_stopping()->set_min_tokens(*value))},
       {"presence_penalty", FIRESTEEL_FLOAT(presence_penalty)},
       {"priority",
-       FIRESTEEL_PARAMETER(Whole<int32_t>, NoWhole(true), request->set_priority(*value))},
+       FIRESTEEL_PARAMETER(Whole<int32_t>, NoWhole<int32_t>(), request->set_priority(*value))},
       {"repetition_penalty", FIRESTEEL_FLOAT(repetition_penalty)},
-      {"seed", FIRESTEEL_PARAMETER(Whole<uint64_t>, NoWhole(false),
+      {"seed", FIRESTEEL_PARAMETER(Whole<uint64_t>, NoWhole<uint64_t>(),
                                    request->mutable_sampling()->set_seed(*value))},
       {"stop", SetStop},
       {"temperature", FIRESTEEL_FLOAT(temperature)},
-      {"top_k", FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole(false),
+      {"top_k", FIRESTEEL_PARAMETER(Whole<uint32_t>, NoWhole<uint32_t>(),
                                     request->mutable_sampling()->set_top_k(*value))},
       {"top_p", FIRESTEEL_FLOAT(top_p)},
   };
@@ -183,6 +185,15 @@ constexpr char kEmptyFinal[] = "triton_enable_empty_final_response";
 
 // As Triton's clients send it, in microseconds; 0: no limit.
 constexpr char kTimeout[] = "timeout";
+
+const std::string& KnownParameters() {
+  static const auto* const known = [] {
+    std::vector<std::string> names = {kDetails, kTimeout};
+    for (const auto& [name, setter] : Setters()) names.push_back(name);
+    return new std::string(absl::StrJoin(names, ", "));
+  }();
+  return *known;
+}
 
 void ReadParameters(const inference::ModelInferRequest& request, v1::GenerateRequest* common,
                     absl::Duration* timeout, bool* details, FieldViolations* violations) {
@@ -203,10 +214,8 @@ void ReadParameters(const inference::ModelInferRequest& request, v1::GenerateReq
         *timeout = absl::Microseconds(*microseconds);
       }
     } else {
-      std::vector<std::string> known = {kDetails, kTimeout};
-      for (const auto& [key, setter_of_key] : Setters()) known.push_back(key);
-      violations->Add(field, absl::StrCat("is no parameter of this model; known are ",
-                                          absl::StrJoin(known, ", ")));
+      violations->Add(field,
+                      absl::StrCat("is no parameter of this model; known are ", KnownParameters()));
       continue;
     }
     if (!wrong.empty()) violations->Add(field, absl::StrCat("is ", Shown(value), "; ", wrong));
@@ -243,6 +252,24 @@ bool IsUtf8(const std::string& text) {
   return repaired == text;
 }
 
+// As many dimensions as a message should show.
+std::string ShownShape(const inference::ModelInferRequest::InferInputTensor& tensor) {
+  constexpr int kShown = 4;
+  const auto& shape = tensor.shape();
+  const auto end = shape.begin() + std::min(shape.size(), kShown);
+  return absl::StrCat("[", absl::StrJoin(shape.begin(), end, ", "),
+                      end == shape.end() ? "]" : absl::StrCat(", ...] of ", shape.size()));
+}
+
+// Whether there are elements of other types than the tensor's.
+bool HoldsOthers(const inference::InferTensorContents& contents) {
+  return contents.bool_contents_size() + contents.int_contents_size() +
+             contents.int64_contents_size() + contents.uint_contents_size() +
+             contents.uint64_contents_size() + contents.fp32_contents_size() +
+             contents.fp64_contents_size() >
+         0;
+}
+
 // [N], or [N, 1] as clients send that count a batch apart.
 std::optional<size_t> BatchOf(const inference::ModelInferRequest::InferInputTensor& tensor) {
   const int rank = tensor.shape_size();
@@ -275,8 +302,8 @@ std::vector<std::string> ReadTexts(const inference::ModelInferRequest& request,
   const auto batch = BatchOf(tensor);
   if (!batch.has_value()) {
     return refuse("inputs[0].shape",
-                  absl::StrCat("is [", absl::StrJoin(tensor.shape(), ", "),
-                               "]; must be [N] or [N, 1], N from 1 to ", kMaxInferBatch));
+                  absl::StrCat("is ", ShownShape(tensor), "; must be [N] or [N, 1], N from 1 to ",
+                               kMaxInferBatch));
   }
   std::optional<std::vector<std::string>> texts;
   if (request.raw_input_contents_size() > 0) {
@@ -285,6 +312,10 @@ std::vector<std::string> ReadTexts(const inference::ModelInferRequest& request,
     }
     texts = ReadRaw(request.raw_input_contents(0));
   } else {
+    if (HoldsOthers(tensor.contents())) {
+      return refuse("inputs[0].contents",
+                    "has elements of another type; those of BYTES are bytes_contents");
+    }
     const auto& contents = tensor.contents().bytes_contents();
     texts.emplace(contents.begin(), contents.end());
   }
@@ -349,6 +380,11 @@ constexpr OutputTensor kOutputs[] = {
 std::vector<std::string> ReadOutputs(const inference::ModelInferRequest& request, bool details,
                                      FieldViolations* violations) {
   std::vector<std::string> wanted;
+  if (request.outputs_size() > static_cast<int>(std::size(kOutputs))) {
+    violations->Add("outputs", absl::StrCat("has ", request.outputs_size(),
+                                            " entries; this model has ", std::size(kOutputs)));
+    return wanted;
+  }
   for (int i = 0; i < request.outputs_size(); ++i) {
     const auto& output = request.outputs(i);
     const bool known =

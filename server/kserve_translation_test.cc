@@ -138,10 +138,38 @@ INSTANTIATE_TEST_SUITE_P(
             "is [1, 2]"},
         Row{"BatchTooLarge", [](R& r) { r.mutable_inputs(0)->set_shape(0, 65); }, "inputs[0].shape",
             "is [65]"},
+        Row{"ShapeHuge",
+            [](R& r) {
+              r.mutable_inputs(0)->set_shape(0, std::numeric_limits<int64_t>::max());
+              r.mutable_inputs(0)->add_shape(std::numeric_limits<int64_t>::max());
+            },
+            "inputs[0].shape", "is [9223372036854775807, 9223372036854775807]; must be"},
+        Row{"ShapeEmpty", [](R& r) { r.mutable_inputs(0)->clear_shape(); }, "inputs[0].shape",
+            "is []; must be"},
+        Row{"ShapeLong", [](R& r) { r.mutable_inputs(0)->mutable_shape()->Resize(100'000, 1); },
+            "inputs[0].shape", "is [1, 1, 1, 1, ...] of 100000; must be [N] or [N, 1]"},
         Row{"TooFewElements", [](R& r) { r.mutable_inputs(0)->set_shape(0, 2); }, "inputs[0]",
             "does not hold the 2"},
         Row{"RawAndContents", [](R& r) { r.add_raw_input_contents("x"); }, "raw_input_contents",
             "goes with"},
+        Row{"RawTwice",
+            [](R& r) {
+              r.mutable_inputs(0)->clear_contents();
+              r.add_raw_input_contents(std::string("\x01\0\0\0x", 5));
+              r.add_raw_input_contents(std::string("\x01\0\0\0x", 5));
+            },
+            "raw_input_contents", "goes with one entry an input"},
+        Row{"RawEmpty",
+            [](R& r) {
+              r.mutable_inputs(0)->clear_contents();
+              r.add_raw_input_contents("");
+            },
+            "inputs[0]", "does not hold the 1 BYTES elements"},
+        Row{"ContentsMissing", [](R& r) { r.mutable_inputs(0)->clear_contents(); }, "inputs[0]",
+            "does not hold the 1 BYTES elements"},
+        Row{"ContentsOfTwoTypes",
+            [](R& r) { r.mutable_inputs(0)->mutable_contents()->add_int64_contents(1); },
+            "inputs[0].contents", "has elements of another type"},
         Row{"RawCut",
             [](R& r) {
               r.mutable_inputs(0)->clear_contents();
@@ -168,7 +196,15 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"NegativeTokens", [](R& r) { Parameter(r, "max_tokens").set_int64_param(-1); },
             "parameters[\"max_tokens\"]", "is -1; must be a whole number"},
         Row{"HugeTokens", [](R& r) { Parameter(r, "max_tokens").set_double_param(1e30); },
-            "parameters[\"max_tokens\"]", "is 1e+30"},
+            "parameters[\"max_tokens\"]", "is 1e+30; must be a whole number from 0 to 4294967295"},
+        Row{"TokensOf64Bits",
+            [](R& r) { Parameter(r, "max_tokens").set_int64_param(int64_t{1} << 32); },
+            "parameters[\"max_tokens\"]",
+            "is 4294967296; must be a whole number from 0 to 4294967295"},
+        Row{"PriorityOf64Bits",
+            [](R& r) { Parameter(r, "priority").set_int64_param(int64_t{1} << 31); },
+            "parameters[\"priority\"]",
+            "is 2147483648; must be a whole number from -2147483648 to 2147483647"},
         Row{"FractionOfAToken", [](R& r) { Parameter(r, "max_tokens").set_double_param(1.5); },
             "parameters[\"max_tokens\"]", "is 1.5"},
         Row{"NaNTokens",
@@ -188,6 +224,18 @@ INSTANTIATE_TEST_SUITE_P(
             "parameters[\"details\"]", "is 1; must be true or false"},
         Row{"UnknownOutput", [](R& r) { r.add_outputs()->set_name("logits"); }, "outputs[0].name",
             "is \"logits\"; no output"},
+        Row{"OutputParameter",
+            [](R& r) {
+              auto* const output = r.add_outputs();
+              output->set_name("text_output");
+              (*output->mutable_parameters())["classification"].set_int64_param(3);
+            },
+            "outputs[0].parameters", "has 1 entries; none is known"},
+        Row{"OutputsBeyondNumber",  // refused by their number: looking at each takes its square
+            [](R& r) {
+              for (int i = 0; i < 100'000; ++i) r.add_outputs()->set_name(std::to_string(i));
+            },
+            "outputs", "has 100000 entries; this model has 5"},
         Row{"OutputTwice",
             [](R& r) {
               r.add_outputs()->set_name("text_output");

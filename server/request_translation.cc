@@ -148,7 +148,8 @@ StoppingParams TranslateStopping(const v1::StoppingCriteria& in, const ServedMod
     violations->Add("stopping.stop", absl::StrCat("has ", in.stop_size(), " strings; at most ",
                                                   Limits::kMaxStopStrings, " are allowed"));
   }
-  for (int i = 0; i < in.stop_size(); ++i) {
+  // What is beyond the limit is not looked at: there may be millions.
+  for (int i = 0; i < std::min<int>(in.stop_size(), Limits::kMaxStopStrings); ++i) {
     const size_t bytes = in.stop(i).size();
     if (bytes >= 1 && bytes <= Limits::kMaxStopStringBytes) continue;
     violations->Add(
@@ -160,7 +161,7 @@ StoppingParams TranslateStopping(const v1::StoppingCriteria& in, const ServedMod
                     absl::StrCat("has ", in.stop_token_ids_size(), " tokens; at most ",
                                  Limits::kMaxStopTokenIds, " are allowed"));
   }
-  for (int i = 0; i < in.stop_token_ids_size(); ++i) {
+  for (int i = 0; i < std::min<int>(in.stop_token_ids_size(), Limits::kMaxStopTokenIds); ++i) {
     CheckTokenId(absl::StrCat("stopping.stop_token_ids[", i, "]"), in.stop_token_ids(i), model,
                  violations);
   }

@@ -239,15 +239,22 @@ def row(name, pairs, unit, scale, ratio):
 def overhead(options):
     batch, prompt, tokens = options.batch, options.prompt, options.decode
     speeds, cpus, reads = [], [], []
+
+    def alone():
+        found = bench(options, "--batch", batch, "--context", prompt, "--prompt", prompt, "--decode", tokens)
+        decode = next(r for r in found if r["phase"] == "decode")
+        return (decode["tokens_per_second"]["median"], decode["cpu_seconds_per_token"],
+                decode["bytes_per_token"] * batch)
+
     with as_bench(options, batch) as server:
         text = own_text(server, prompt)
-        for _ in range(options.repeat):  # in turns: a slow minute hits both
-            alone = bench(options, "--batch", batch, "--context", prompt, "--prompt", prompt, "--decode", tokens)
-            decode = next(r for r in alone if r["phase"] == "decode")
-            speed, cpu, read = decode_cost(server, text, batch, tokens)
-            speeds.append((decode["tokens_per_second"]["median"], speed))
-            cpus.append((decode["cpu_seconds_per_token"], cpu))
-            reads.append((decode["bytes_per_token"] * batch, read))
+        for turn in range(options.repeat):  # in turns, and who begins changes: a slow minute hits both
+            if turn % 2 == 0:
+                first, second = alone(), decode_cost(server, text, batch, tokens)
+            else:
+                second, first = decode_cost(server, text, batch, tokens), alone()
+            for pairs, pair in zip((speeds, cpus, reads), zip(first, second)):
+                pairs.append(pair)
 
     print(f"{'':22}{'bench':>10} {'server':>10}")
     row("tokens a second", speeds, "", 1, lambda alone, served: alone / served - 1)
