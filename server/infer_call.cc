@@ -79,12 +79,16 @@ class ModelStreamInferCall final
       : StreamedGenerationCall(context, "ModelStreamInfer", services) {}
 
   void Start() {
-    const absl::Status status = Open();
-    if (status.ok()) {
-      StartRead(&incoming_);
-    } else {
+    if (const absl::Status status = Open(); !status.ok()) {
       Refuse(status);
+      return;
     }
+    StartRead(&incoming_);
+    {
+      MutexLock lock(&mutex_);
+      started_ = true;
+    }
+    Pump();
   }
 
   void OnReadDone(bool ok) override {
@@ -93,6 +97,16 @@ class ModelStreamInferCall final
       MutexLock lock(&mutex_);
       reads_done_ = !ok;
       reading_ = false;
+    }
+    Pump();
+  }
+
+  // Clients keep such a stream open between their requests: a drain need not wait for them.
+  void EndOnceIdle() override {
+    {
+      MutexLock lock(&mutex_);
+      closing_ = true;
+      if (!started_) return;
     }
     Pump();
   }
@@ -150,7 +164,7 @@ class ModelStreamInferCall final
   void ReadOn() {
     {
       MutexLock lock(&mutex_);
-      if (reading_ || reads_done_ || finished_ || !abandoned_.ok() ||
+      if (reading_ || reads_done_ || closing_ || finished_ || !abandoned_.ok() ||
           items_.size() + refusals_.size() >= kMaxStreamedInfers) {
         return;
       }
@@ -163,17 +177,18 @@ class ModelStreamInferCall final
     ReadOn();
     enum class Step { kNothing, kWrite, kFinish };
     Step step = Step::kNothing;
-    absl::Status abandoned;
+    absl::Status end;
     {
       MutexLock lock(&mutex_);
       if (writing_ || finished_) return;
-      abandoned = abandoned_;
-      if (abandoned.ok() && NextMessage()) {
+      end = abandoned_;
+      if (end.ok() && NextMessage()) {
         BeginWrite(absl::Now());
         step = Step::kWrite;
-      } else if (!abandoned.ok() || (reads_done_ && items_.empty())) {
+      } else if (!end.ok() || ((reads_done_ || closing_) && items_.empty())) {
         finished_ = true;
         step = Step::kFinish;
+        if (end.ok() && !reads_done_) end = Refusal(kDraining, "the server is shutting down");
       }
     }
     if (step == Step::kWrite) {
@@ -182,7 +197,7 @@ class ModelStreamInferCall final
       }
       StartWrite(&outgoing_);
     } else if (step == Step::kFinish) {
-      Finish(PrepareFinish(abandoned));
+      Finish(PrepareFinish(end));
     }
   }
 
@@ -237,8 +252,10 @@ class ModelStreamInferCall final
   Response outgoing_;                      // belongs to the write that is under way
   bool metadata_sent_ = false;             // of the thread that writes
 
+  bool started_ ABSL_GUARDED_BY(mutex_) = false;  // from then on the call may be finished
   bool reading_ ABSL_GUARDED_BY(mutex_) = true;
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;  // the server drains
   std::list<Item> items_ ABSL_GUARDED_BY(mutex_);
   std::deque<Response> refusals_ ABSL_GUARDED_BY(mutex_);
 };

@@ -266,6 +266,32 @@ TEST_F(KserveTest, StreamTakesNoMoreThanItsShare) {
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+// Triton's clients keep a stream between requests: it must not hold up the end of the server.
+TEST_F(KserveTest, DrainEndsStreamsThatAreIdle) {
+  grpc::ClientContext idle_context, busy_context;
+  const std::unique_ptr<Stream> idle = kserve_->ModelStreamInfer(&idle_context);
+  const std::unique_ptr<Stream> busy = kserve_->ModelStreamInfer(&busy_context);
+  inference::ModelStreamInferResponse message;
+  idle->Write(Infer({"x"}));
+  alpha_->Finish(alpha_->WaitForRequest(0), FakeResult(FinishReason::kEos));
+  ASSERT_TRUE(idle->Read(&message));
+  busy->Write(Infer({"x"}));
+  const auto handle = alpha_->WaitForRequest(1);
+  auto stop = std::async(std::launch::async, [this] {
+    return server_->Stop(absl::ZeroDuration(), absl::InfiniteDuration());
+  });
+  EXPECT_FALSE(idle->Read(&message));
+  EXPECT_EQ(idle->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  alpha_->Emit(handle, "to the end");
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  std::string text;
+  while (busy->Read(&message)) text += TextOf(message);
+  EXPECT_EQ(text, "to the end");
+  const grpc::Status status = busy->Finish();
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "SERVER_DRAINING");
+  EXPECT_TRUE(stop.get());
+}
+
 TEST_F(KserveTest, UnreadableMessageHarmsNobody) {
   // gRPC does not tell it from the end of the client's messages.
   EXPECT_TRUE(CallRaw("/inference.GRPCInferenceService/ModelStreamInfer", "\xff\xff").ok());

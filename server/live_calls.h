@@ -20,16 +20,22 @@ class LiveCall {
   virtual ~LiveCall() = default;
   /// Ends the call if its reader has not taken a write for too long. Must not block.
   virtual void EndIfStalled(absl::Time now) = 0;
+  /// The server drains: ends the call as soon as it only waits for its client. Must not block.
+  virtual void EndOnceIdle() {}
 };
 
 /// Thread-safe. Calls its calls without holding its lock.
 class LiveCalls {
  public:
   /// Keeps the call alive until Leave.
-  void Enter(std::shared_ptr<LiveCall> call) ABSL_LOCKS_EXCLUDED(mutex_) {
-    MutexLock lock(&mutex_);
-    LiveCall* const key = call.get();
-    calls_.emplace(key, std::move(call));
+  void Enter(const std::shared_ptr<LiveCall>& call) ABSL_LOCKS_EXCLUDED(mutex_) {
+    bool draining = false;
+    {
+      MutexLock lock(&mutex_);
+      calls_.emplace(call.get(), call);
+      draining = draining_;
+    }
+    if (draining) call->EndOnceIdle();
   }
   /// The call may be gone afterwards.
   void Leave(LiveCall* call) ABSL_LOCKS_EXCLUDED(mutex_) {
@@ -49,18 +55,29 @@ class LiveCalls {
     return true;
   }
   void EndStalled(absl::Time now) ABSL_LOCKS_EXCLUDED(mutex_) {
-    std::vector<std::shared_ptr<LiveCall>> calls;
+    for (const auto& call : All()) call->EndIfStalled(now);
+  }
+  /// Those that come later, too.
+  void EndIdle() ABSL_LOCKS_EXCLUDED(mutex_) {
     {
       MutexLock lock(&mutex_);
-      calls.reserve(calls_.size());
-      for (const auto& [key, call] : calls_) calls.push_back(call);
+      draining_ = true;
     }
-    for (const auto& call : calls) call->EndIfStalled(now);
+    for (const auto& call : All()) call->EndOnceIdle();
   }
 
  private:
+  std::vector<std::shared_ptr<LiveCall>> All() ABSL_LOCKS_EXCLUDED(mutex_) {
+    std::vector<std::shared_ptr<LiveCall>> calls;
+    MutexLock lock(&mutex_);
+    calls.reserve(calls_.size());
+    for (const auto& [key, call] : calls_) calls.push_back(call);
+    return calls;
+  }
+
   Mutex mutex_;
   CondVar none_;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::unordered_map<LiveCall*, std::shared_ptr<LiveCall>> calls_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -37,12 +37,14 @@ ModelManager::ModelManager(ModelRegistry* registry, LoadFunction load,
       thread_([this] { Main(); }) {}
 
 ModelManager::~ModelManager() {
-  {
-    MutexLock lock(&mutex_);
-    stopping_ = true;
-    work_.NotifyAll();
-  }
+  Close();
   thread_.join();
+}
+
+void ModelManager::Close() {
+  MutexLock lock(&mutex_);
+  stopping_ = true;
+  work_.NotifyAll();
 }
 
 absl::Status ModelManager::Begin(Job job) {
@@ -67,10 +69,33 @@ void ModelManager::Main() {
       job = std::exchange(job_, nullptr);
     }
     job();
+    MutexLock lock(&mutex_);
+    if (!reload_again_ || busy_ || stopping_) continue;
+    reload_again_ = false;
+    busy_ = true;
+    job_ = [this] { ReloadNow(); };
   }
 }
 
-absl::StatusOr<ModelRegistry::Model> ModelManager::LoadNow(const ModelSpec& spec) {
+absl::StatusOr<bool> ModelManager::PutIn(ServedModel model, LoadKind kind) {
+  ModelRegistry::Model old;
+  {
+    MutexLock lock(&mutex_);
+    if (stopping_) return Refusal(kDraining, "the server is shutting down");
+    if (kind == LoadKind::kNew) {
+      old = registry_->Put(std::move(model));
+    } else {
+      auto replaced = registry_->Replace(std::move(model));  // unless it was unloaded meanwhile
+      if (!replaced.ok()) return replaced.status();
+      old = *std::move(replaced);
+    }
+  }
+  if (old == nullptr) return false;
+  Retire(std::move(old));
+  return true;
+}
+
+absl::StatusOr<ModelRegistry::Model> ModelManager::LoadNow(const ModelSpec& spec, LoadKind kind) {
   absl::StatusOr<ServedModel> loaded;
   try {
     loaded = load_(spec);
@@ -82,19 +107,22 @@ absl::StatusOr<ModelRegistry::Model> ModelManager::LoadNow(const ModelSpec& spec
         {{"model", spec.name}, {"error", std::string(loaded.status().message())}});
     return Refusal(kModelNotLoadable, loaded.status().message());
   }
-  auto old = registry_->Put(*std::move(loaded));
-  const bool replaced = old != nullptr;
-  if (replaced) Retire(std::move(old));
+  const auto replaced = PutIn(*std::move(loaded), kind);
+  if (!replaced.ok()) return replaced.status();
   changed_();
-  Log(LogLevel::kInfo, replaced ? "model replaced" : "model added",
+  Log(LogLevel::kInfo, *replaced ? "model replaced" : "model added",
       {{"model", spec.name}, {"path", spec.path}});
   return registry_->Find(spec.name);
 }
 
 absl::Status ModelManager::Load(ModelSpec spec, Done done) {
   if (absl::Status status = CheckModelSpec(spec); !status.ok()) return status;
-  return Begin([this, spec = std::move(spec), done = std::move(done)] {
-    const auto model = LoadNow(spec);
+  return BeginLoad(std::move(spec), LoadKind::kNew, std::move(done));
+}
+
+absl::Status ModelManager::BeginLoad(ModelSpec spec, LoadKind kind, Done done) {
+  return Begin([this, spec = std::move(spec), kind, done = std::move(done)] {
+    const auto model = LoadNow(spec, kind);
     {
       MutexLock lock(&mutex_);
       busy_ = false;
@@ -106,31 +134,41 @@ absl::Status ModelManager::Load(ModelSpec spec, Done done) {
 absl::Status ModelManager::Reload(const std::string& name, Done done) {
   const auto model = registry_->Find(name);
   if (!model.ok()) return model.status();
-  return Load({.name = (*model)->name, .path = (*model)->path}, std::move(done));
+  return BeginLoad({.name = (*model)->name, .path = (*model)->path}, LoadKind::kAgain,
+                   std::move(done));
 }
 
 absl::Status ModelManager::ReloadAll() {
-  return Begin([this] {
-    for (const auto& model : registry_->models()) {
-      // What went wrong is in the log; the old one serves on.
-      const auto ignored = LoadNow({.name = model->name, .path = model->path});
-    }
+  {
     MutexLock lock(&mutex_);
-    busy_ = false;
-  });
+    // Files may have changed behind what is being loaded now.
+    if (busy_ && !stopping_) {
+      reload_again_ = true;
+      return absl::OkStatus();
+    }
+  }
+  return Begin([this] { ReloadNow(); });
+}
+
+void ModelManager::ReloadNow() {
+  for (const auto& model : registry_->models()) {
+    // What went wrong is in the log; the old one serves on.
+    const auto ignored = LoadNow({.name = model->name, .path = model->path}, LoadKind::kAgain);
+  }
+  MutexLock lock(&mutex_);
+  busy_ = false;
 }
 
 absl::Status ModelManager::Unload(const std::string& name) {
   if (name.empty()) return InvalidField("name", "is empty; the model to unload must be named");
-  const auto model = registry_->Find(name);
-  if (!model.ok()) return model.status();
-  if (registry_->models().size() == 1) {
-    return Refusal(kLastModel, absl::StrCat("model: ", Quoted(name),
-                                            " is the last one; load another one first"));
+  absl::StatusOr<ModelRegistry::Model> removed;
+  {
+    MutexLock lock(&mutex_);
+    if (stopping_) return Refusal(kDraining, "the server is shutting down");
+    removed = registry_->Remove(name);
   }
-  auto removed = registry_->Remove(name);
-  if (removed == nullptr) return ModelNotFound(name);
-  Retire(std::move(removed));
+  if (!removed.ok()) return removed.status();
+  Retire(*std::move(removed));
   changed_();
   Log(LogLevel::kInfo, "model unloaded", {{"model", name}});
   return absl::OkStatus();

@@ -3,6 +3,7 @@
 #ifndef FIRESTEEL_SERVER_MODEL_MANAGER_H_
 #define FIRESTEEL_SERVER_MODEL_MANAGER_H_
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <thread>
@@ -51,7 +52,13 @@ class ModelManager {
 
   /// Loads all models again from where they came from, one after another; says in the log how that
   /// went.
+  /// Where something is being loaded already, it comes after that; however often it is asked for
+  /// meanwhile, once.
   absl::Status ReloadAll() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  /// From now on changes are refused with Unavailable, and a model that is being loaded will not be
+  /// put in: a server that drains takes no new one.
+  void Close() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   struct Retired {
@@ -60,10 +67,17 @@ class ModelManager {
     bool cancelled = false;
   };
   using Job = std::function<void()>;
+  // Whether a name may be new, or must still be there when its model has been loaded.
+  enum class LoadKind : uint8_t { kNew, kAgain };
 
   absl::Status Begin(Job job) ABSL_LOCKS_EXCLUDED(mutex_);
   void Main() ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<ModelRegistry::Model> LoadNow(const ModelSpec& spec);
+  absl::Status BeginLoad(ModelSpec spec, LoadKind kind, Done done) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<ModelRegistry::Model> LoadNow(const ModelSpec& spec, LoadKind kind)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void ReloadNow() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether another one was replaced.
+  absl::StatusOr<bool> PutIn(ServedModel model, LoadKind kind) ABSL_LOCKS_EXCLUDED(mutex_);
   void Retire(ModelRegistry::Model model) ABSL_LOCKS_EXCLUDED(mutex_);
   void FreeRetired() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -76,6 +90,7 @@ class ModelManager {
   CondVar work_;
   Job job_ ABSL_GUARDED_BY(mutex_);
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;
+  bool reload_again_ ABSL_GUARDED_BY(mutex_) = false;  // once nothing is being loaded
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Retired> retired_ ABSL_GUARDED_BY(mutex_);
   PeriodicThread reaper_;

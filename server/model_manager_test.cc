@@ -24,8 +24,13 @@ class ModelManagerTest : public ServerTest {
     ServerConfig config;
     config.admin_address = "127.0.0.1:0";
     config.drain = drain_;
-    config.load_model = [this](const ModelSpec& spec) -> absl::StatusOr<ServedModel> {
+    config.load_model = load_model_ = [this](const ModelSpec& spec) -> absl::StatusOr<ServedModel> {
       if (spec.path == "/broken") return absl::InvalidArgumentError("config.json: is damaged");
+      if (spec.path == "/slow") {
+        if (!loading_.HasBeenNotified()) loading_.Notify();
+        release_.WaitForNotification();
+      }
+      ++loads_;
       ServedModel model;
       model.name = spec.name;
       model.path = spec.path;
@@ -65,7 +70,10 @@ class ModelManagerTest : public ServerTest {
   }
 
   const absl::Duration drain_ = absl::Seconds(60);
-  uint32_t answers_ = 0;          // of engines to be loaded, as AnswerAll has it
+  std::atomic<int> loads_ = 0;
+  absl::Notification loading_, release_;  // of the one model at "/slow"
+  uint32_t answers_ = 0;                  // of engines to be loaded, as AnswerAll has it
+  LoadFunction load_model_;
   FakeEngine* loaded_ = nullptr;  // by the last load
   v1::LoadModelResponse load_;
   std::unique_ptr<v1::AdminService::Stub> admin_;
@@ -150,6 +158,79 @@ TEST_F(ModelManagerTest, AdminsHaveTheirOwnAddress) {
   v1::UnloadModelResponse response;
   EXPECT_EQ(stranger->UnloadModel(&context, request, &response).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);
+}
+
+// Two admins, each of whom takes out another of two models: one of them is refused.
+TEST_F(ModelManagerTest, LastModelStaysWhoeverComesFirst) {
+  for (int i = 0; i < 50; ++i) {
+    auto other = std::async(std::launch::async, [this] { return Unload("beta"); });
+    const bool alpha = Unload("alpha").ok(), beta = other.get().ok();
+    EXPECT_NE(alpha, beta);
+    ASSERT_EQ(Names().size(), 1u);
+    ASSERT_TRUE(Load(alpha ? "alpha" : "beta", "/new").ok());
+  }
+}
+
+TEST_F(ModelManagerTest, ModelUnloadedWhileItIsLoadedAgainStaysAway) {
+  ServedModel gamma;
+  gamma.name = "gamma";
+  gamma.path = "/slow";
+  gamma.engine = std::make_unique<FakeEngine>();
+  ModelRegistry registry;
+  registry.Put(std::move(gamma));
+  ServedModel delta;
+  delta.name = "delta";
+  delta.engine = std::make_unique<FakeEngine>();
+  registry.Put(std::move(delta));
+  ModelManager manager(&registry, load_model_, [] {}, drain_);
+  std::promise<absl::Status> done;
+  ASSERT_TRUE(
+      manager.Reload("gamma", [&](const auto& model) { done.set_value(model.status()); }).ok());
+  loading_.WaitForNotification();
+  ASSERT_TRUE(manager.Unload("gamma").ok());
+  release_.Notify();
+  EXPECT_EQ(done.get_future().get().code(), absl::StatusCode::kNotFound);
+  EXPECT_FALSE(registry.Find("gamma").ok());
+}
+
+// However often it is asked for meanwhile, once.
+TEST_F(ModelManagerTest, ReloadDuringALoadComesAfterIt) {
+  ModelRegistry registry;
+  std::atomic<int> changes = 0;
+  absl::Notification twice;
+  const auto changed = [&] {
+    if (++changes == 2) twice.Notify();
+  };
+  ModelManager manager(&registry, load_model_, changed, drain_);
+  std::promise<absl::Status> done;
+  ASSERT_TRUE(manager
+                  .Load({.name = "gamma", .path = "/slow"},
+                        [&](const auto& model) { done.set_value(model.status()); })
+                  .ok());
+  loading_.WaitForNotification();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(manager.ReloadAll().ok());
+  EXPECT_EQ(loads_, 0);
+  release_.Notify();
+  EXPECT_TRUE(done.get_future().get().ok());
+  twice.WaitForNotification();
+  EXPECT_EQ(loads_, 2);
+}
+
+TEST_F(ModelManagerTest, ModelThatIsLoadedDuringAStopIsNotPutIn) {
+  ModelRegistry registry;
+  ModelManager manager(&registry, load_model_, [] {}, drain_);
+  std::promise<absl::Status> done;
+  ASSERT_TRUE(manager
+                  .Load({.name = "gamma", .path = "/slow"},
+                        [&](const auto& model) { done.set_value(model.status()); })
+                  .ok());
+  loading_.WaitForNotification();
+  manager.Close();
+  EXPECT_EQ(manager.Unload("gamma").code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(manager.ReloadAll().code(), absl::StatusCode::kUnavailable);
+  release_.Notify();
+  EXPECT_EQ(done.get_future().get().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(registry.models().empty());
 }
 
 // Requests go on while models are replaced under them: none fails.

@@ -42,8 +42,13 @@ class ModelRegistry {
   /// Puts a model in, or in the place of the one of that name, which is returned.
   Model Put(ServedModel model) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  /// Takes a model out and returns it; null where there is none of that name.
-  Model Remove(absl::string_view name) ABSL_LOCKS_EXCLUDED(mutex_);
+  /// Puts a model in the place of the one of that name, which is returned; NotFound where there is
+  /// none.
+  absl::StatusOr<Model> Replace(ServedModel model) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  /// Takes a model out and returns it. NotFound where there is none of that name,
+  /// FailedPrecondition for the last one.
+  absl::StatusOr<Model> Remove(absl::string_view name) ABSL_LOCKS_EXCLUDED(mutex_);
 
   /// The model of that name, the default one where `name` is empty. NotFound otherwise.
   absl::StatusOr<Model> Find(absl::string_view name) const ABSL_LOCKS_EXCLUDED(mutex_);

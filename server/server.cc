@@ -272,13 +272,15 @@ bool Server::Stop(absl::Duration grace, absl::Duration drain) {
   health_->Withdraw();
   wait_(grace);
   const absl::Time deadline = absl::Now() + drain;
+  if (manager_ != nullptr) manager_->Close();
   for (const auto& model : models_->models()) model->engine->BeginDrain();
+  live_calls_.EndIdle();
   bool clean = true;
   if (manager_ != nullptr) manager_->FinishRetired(deadline);
   for (const auto& model : models_->models()) {
     clean = model->engine->FinishDrain(deadline) && clean;
   }
-  // Waits for a model that is being loaded: it may still be put in, and is idle.
+  // Waits for a model that is being loaded.
   if (admin_grpc_ != nullptr) admin_grpc_->Shutdown(std::chrono::system_clock::now());
   manager_.reset();
   if (grpc_ == nullptr) return clean;
