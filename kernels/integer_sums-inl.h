@@ -73,6 +73,50 @@ struct TileRows {
   }
 };
 
+// What a tile does for those to come, called at each vector of its rows.
+struct FetchNothing {
+  HWY_INLINE void operator()(size_t /*byte*/) const {}
+};
+struct FetchFurther {  // in the same streams
+  explicit FetchFurther(const TileRows& rows) : ahead(rows.Further(kStreamAhead)) {}
+  HWY_INLINE void operator()(size_t byte) const { ahead.Fetch(byte); }
+  TileRows ahead;
+};
+
+// a, b, c, d as rows of a 4 × 4 matrix: to its columns.
+HWY_INLINE void Transpose(Four& a, Four& b, Four& c, Four& d) {
+  const FourTag df;
+  const hn::Repartition<double, FourTag> dd;
+  const auto ab_lower = hn::BitCast(dd, hn::InterleaveLower(df, a, b));
+  const auto ab_upper = hn::BitCast(dd, hn::InterleaveUpper(df, a, b));
+  const auto cd_lower = hn::BitCast(dd, hn::InterleaveLower(df, c, d));
+  const auto cd_upper = hn::BitCast(dd, hn::InterleaveUpper(df, c, d));
+  a = hn::BitCast(df, hn::InterleaveLower(dd, ab_lower, cd_lower));
+  b = hn::BitCast(df, hn::InterleaveUpper(dd, ab_lower, cd_lower));
+  c = hn::BitCast(df, hn::InterleaveLower(dd, ab_upper, cd_upper));
+  d = hn::BitCast(df, hn::InterleaveUpper(dd, ab_upper, cd_upper));
+}
+
+// A range of rows as four streams, one from each quarter. sum_of(row, quarter) gives the sums of
+// the rows row, row + quarter, …; store(row, sums) takes those of four neighbours. Sixteen rows at
+// a time, inlined: a call and an epilogue a tile take as long as half of its products. Returns how
+// many rows it took; what is left has less than four of each quarter.
+template <class SumFn, class StoreFn>
+HWY_INLINE size_t Stream(size_t row_begin, size_t row_end, const SumFn& sum_of,
+                         const StoreFn& store) {
+  const size_t quarter = (row_end - row_begin) / 16 * 4;
+  for (size_t row = row_begin; row < row_begin + quarter; row += 4) {
+    Four a = sum_of(row, quarter), b = sum_of(row + 1, quarter), c = sum_of(row + 2, quarter),
+         d = sum_of(row + 3, quarter);
+    Transpose(a, b, c, d);
+    store(row, a);
+    store(row + quarter, b);
+    store(row + 2 * quarter, c);
+    store(row + 3 * quarter, d);
+  }
+  return 4 * quarter;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace firesteel::kernels
 HWY_AFTER_NAMESPACE();

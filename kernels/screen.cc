@@ -98,27 +98,21 @@ HWY_INLINE void AddCodes(hn::Vec<ByteTag> w, const int8_t* HWY_RESTRICT x,
   if constexpr (kTokens > 1) add(x1, b);
 }
 
-// (2 · Σ code · x − 3 · Σ x) · x_scale · row_scales of four rows.
-HWY_INLINE void FinishI2(hn::Vec<hn::FixedTag<int32_t, 4>> sums, int32_t x_sum, float x_scale,
-                         const float* row_scales, size_t count, float* HWY_RESTRICT y) {
-  const hn::FixedTag<float, 4> df;
+// 2 · Σ code · x − 3 · Σ x, that is Σ q · x, of four rows.
+HWY_INLINE Four LevelSums(hn::Vec<hn::FixedTag<int32_t, 4>> sums, int32_t x_sum) {
   const hn::FixedTag<int32_t, 4> di;
-  const auto product = hn::Sub(hn::Add(sums, sums), hn::Set(di, 3 * x_sum));
-  const auto scales = hn::Mul(hn::LoadU(df, row_scales), hn::Set(df, 256.0f * x_scale));
-  const auto result = hn::Mul(hn::ConvertTo(df, product), scales);
-  if (count == 4) {
-    hn::StoreU(result, df, y);
-  } else {
-    hn::StoreN(result, df, y, count);
-  }
+  return hn::ConvertTo(FourTag(), hn::Sub(hn::Add(sums, sums), hn::Set(di, 3 * x_sum)));
 }
 
-// One token, or two (t and t + 1), × up to four rows.
-template <size_t kTokens, bool kAhead>
-HWY_NOINLINE void TileI2(const QuantizedRows& x, size_t t, const TileRows& w,
-                         [[maybe_unused]] const TileRows& ahead, size_t row_bytes,
-                         const float* row_scales, size_t count, float* HWY_RESTRICT y,
-                         float* HWY_RESTRICT y1) {
+HWY_INLINE Four Scaled(Four sums, float x_scale, const float* row_scales) {
+  const FourTag df;
+  return hn::Mul(sums, hn::Mul(hn::LoadU(df, row_scales), hn::Set(df, 256.0f * x_scale)));
+}
+
+// The sums of one token, or of two (t and t + 1), with four rows.
+template <size_t kTokens, class FetchFn>
+HWY_INLINE void SumI2(const QuantizedRows& x, size_t t, const TileRows& w, const FetchFn& fetch,
+                      size_t row_bytes, Four& sums, Four& sums1) {
   static_assert(kTokens == 1 || kTokens == 2);
   const SumTag ds;
   const ByteTag du8;
@@ -128,12 +122,7 @@ HWY_NOINLINE void TileI2(const QuantizedRows& x, size_t t, const TileRows& w,
   const int8_t* const high1 = kTokens > 1 ? x.High(t + 1) : high;
   SumVec a0 = hn::Zero(ds), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   for (size_t group = 0; group < row_bytes; group += kGroupBytes) {
-    if constexpr (kAhead) {
-      hwy::Prefetch(ahead.r0 + group);
-      hwy::Prefetch(ahead.r1 + group);
-      hwy::Prefetch(ahead.r2 + group);
-      hwy::Prefetch(ahead.r3 + group);
-    }
+    fetch(group);
     for (size_t o = 0; o < kGroupBytes; o += bytes) {
       const size_t at = group + o;
       const auto add = [&](const uint8_t* row, SumVec& a, SumVec& b) HWY_ATTR {
@@ -146,36 +135,64 @@ HWY_NOINLINE void TileI2(const QuantizedRows& x, size_t t, const TileRows& w,
       add(w.r3, a3, b3);
     }
   }
-  FinishI2(SumsOfFour(a0, a1, a2, a3), x.high_sums[t], x.scales[t], row_scales, count, y);
-  if constexpr (kTokens > 1) {
-    FinishI2(SumsOfFour(b0, b1, b2, b3), x.high_sums[t + 1], x.scales[t + 1], row_scales, count,
-             y1);
+  sums = LevelSums(SumsOfFour(a0, a1, a2, a3), x.high_sums[t]);
+  if constexpr (kTokens > 1) sums1 = LevelSums(SumsOfFour(b0, b1, b2, b3), x.high_sums[t + 1]);
+}
+
+// All tokens times `count` rows, one or four, to out(t)[position(i)].
+template <class PositionFn, class OutFn>
+HWY_INLINE void TileI2(const QuantizedRows& x, const TileRows& rows, size_t row_bytes, size_t count,
+                       const float* scales, const PositionFn& position, const OutFn& out) {
+  HWY_ALIGN float row_scales[4], values[4];
+  for (size_t i = 0; i < 4; ++i) row_scales[i] = scales[position(i < count ? i : 0)];
+  const auto store = [&](size_t t, Four sums) HWY_ATTR {
+    hn::Store(Scaled(sums, x.scales[t], row_scales), FourTag(), values);
+    for (size_t i = 0; i < count; ++i) out(t)[position(i)] = values[i];
+  };
+  for (size_t t = 0; t < x.rows; t += 2) {
+    Four sums = hn::Zero(FourTag()), sums1 = sums;
+    const bool two = t + 2 <= x.rows;
+    if (two && t == 0) {
+      SumI2<2>(x, t, rows, FetchFurther(rows), row_bytes, sums, sums1);
+    } else if (two) {
+      SumI2<2>(x, t, rows, FetchNothing(), row_bytes, sums, sums1);
+    } else {
+      SumI2<1>(x, t, rows, FetchNothing(), row_bytes, sums, sums1);
+    }
+    store(t, sums);
+    if (two) store(t + 1, sums1);
   }
 }
 
 void ScreenMatMulImpl(const QuantizedRows& x, const I2View& w, size_t row_begin, size_t row_end,
                       const MatView& y) {
   const size_t row_bytes = BytesOfI2Row(w.cols);
-  const size_t num = row_end - row_begin;
-  // About 8 KiB ahead, which at 10 GB/s is several times the latency of memory.
-  const size_t distance = 4 * hwy::DivCeil(size_t{2048}, row_bytes);
-  const auto row = [&](size_t j) { return w.codes + (row_begin + j) * row_bytes; };
-  for (size_t j = 0; j < num; j += 4) {
-    const size_t count = std::min<size_t>(4, num - j);
-    const TileRows tile = TileRows::Of(row, j, count);
-    const TileRows ahead = j + distance + 4 <= num ? TileRows::Of(row, j + distance, 4) : tile;
-    HWY_ALIGN float row_scales[4] = {};
-    for (size_t i = 0; i < count; ++i) row_scales[i] = w.scales[row_begin + j + i];
-    const auto out = [&](size_t t) { return y.Row(t) + row_begin + j; };
-    size_t t = 0;
-    for (; t + 2 <= x.rows; t += 2) {
-      const auto multiply = t == 0 ? TileI2<2, true> : TileI2<2, false>;
-      multiply(x, t, tile, ahead, row_bytes, row_scales, count, out(t), out(t + 1));
-    }
-    if (t < x.rows) {
-      const auto multiply = t == 0 ? TileI2<1, true> : TileI2<1, false>;
-      multiply(x, t, tile, ahead, row_bytes, row_scales, count, out(t), nullptr);
-    }
+  // Four rows, each `quarter` behind the last, are four streams through memory.
+  const auto rows = [&](size_t row, size_t quarter) HWY_ATTR {
+    return TileRows::Of([&](size_t i) { return w.codes + (row + i * quarter) * row_bytes; }, 0, 4);
+  };
+  if (x.rows == 1) {
+    row_begin += Stream(
+        row_begin, row_end,
+        [&](size_t row, size_t quarter) HWY_ATTR {
+          Four sums = hn::Zero(FourTag()), none = sums;
+          const TileRows tile = rows(row, quarter);
+          SumI2<1>(x, 0, tile, FetchFurther(tile), row_bytes, sums, none);
+          return sums;
+        },
+        [&](size_t row, Four sums) HWY_ATTR {
+          hn::StoreU(Scaled(sums, x.scales[0], w.scales + row), FourTag(), y.Row(0) + row);
+        });
+  }
+  const auto out = [&](size_t t) { return y.Row(t); };
+  const size_t quarter = (row_end - row_begin) / 4;
+  for (size_t row = row_begin; row < row_begin + quarter; ++row) {
+    TileI2(
+        x, rows(row, quarter), row_bytes, 4, w.scales, [&](size_t i) { return row + i * quarter; },
+        out);
+  }
+  for (size_t row = row_begin + 4 * quarter; row < row_end; ++row) {
+    TileI2(x, rows(row, 0), row_bytes, 1, w.scales, [&](size_t) { return row; }, out);
   }
 }
 
