@@ -55,8 +55,14 @@ class Program {
     err_path_ = base + ".err";
     std::ofstream(out_path_).flush();
     arguments.insert(arguments.begin(), FIRESTEEL_SERVER_PROGRAM);
+    // A SIGHUP that comes before the program takes signals waits for it.
+    sigset_t hangup, before;
+    sigemptyset(&hangup);
+    sigaddset(&hangup, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &hangup, &before);
     pid_ = fork();
     if (pid_ == 0) Exec(arguments, environment);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   ~Program() {
@@ -449,6 +455,18 @@ TEST(ProgramTest, ModelsHaveLimitsOfTheirOwn) {
   while (!replaced()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   expect_narrow();
   std::filesystem::remove(config);
+}
+
+// Who renews certificates or models does not know how far a server has come: the wish is kept.
+TEST(ProgramTest, ReloadIsKeptUntilTheServerServes) {
+  Program server(ServerArguments());
+  server.Signal(SIGHUP);
+  ASSERT_TRUE(server.WaitUntilServing());
+  while (server.err().find("model replaced") == std::string::npos) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0) << server.err();
 }
 
 // The same model out of its folder and out of a packed file, copied and mapped: one answer.

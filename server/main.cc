@@ -59,11 +59,12 @@ class Signals {
   }
 
   /// From now on SIGHUP calls `reload`, which must not block, and the first other signal is an
-  /// orderly stop; before, any signal ends the process.
+  /// orderly stop. Before, SIGHUP is kept for now, and any other signal ends the process.
   void Serving(std::function<void()> reload) {
     MutexLock lock(&mutex_);
     serving_ = true;
     reload_ = std::move(reload);
+    if (reload_wanted_) reload_();
   }
 
   /// Waits for the first signal.
@@ -81,8 +82,9 @@ class Signals {
       if (sigwait(&set_, &number) != 0) continue;
       MutexLock lock(&mutex_);
       if (stopping_) return;
-      if (number == SIGHUP && serving_) {
+      if (number == SIGHUP) {
         if (reload_ != nullptr) reload_();
+        reload_wanted_ = !serving_;
         continue;
       }
       // Nothing runs yet, or whoever asks twice means now.
@@ -96,6 +98,7 @@ class Signals {
   Mutex mutex_;
   CondVar received_;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;
+  bool reload_wanted_ ABSL_GUARDED_BY(mutex_) = false;
   std::function<void()> reload_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   int first_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -30,12 +30,20 @@ void SetPayload(const Message& message, absl::Status* status) {
                      absl::Cord(absl::string_view(message.SerializeAsString())));
 }
 
-// Proto strings must be UTF-8 and trailers are small: plain ASCII, and not too much of it.
+// Proto strings must be UTF-8 and trailers are small: plain ASCII, and not too much of it, escapes
+// included.
 std::string WireText(absl::string_view text, size_t max_bytes) {
-  std::string out(text.substr(0, max_bytes));
-  const bool plain =
-      std::all_of(out.begin(), out.end(), [](unsigned char c) { return c >= 0x20 && c < 0x7F; });
-  return plain ? out : absl::CEscape(out);
+  const absl::string_view start = text.substr(0, max_bytes);
+  const bool plain = std::all_of(start.begin(), start.end(),
+                                 [](unsigned char c) { return c >= 0x20 && c < 0x7F; });
+  if (plain) return std::string(start);
+  std::string out;
+  for (size_t i = 0; i < start.size(); ++i) {
+    const std::string escaped = absl::CEscape(start.substr(i, 1));
+    if (out.size() + escaped.size() > max_bytes) break;
+    out += escaped;
+  }
+  return out;
 }
 
 // Of statuses that come from the engine, which knows no reasons.
@@ -88,6 +96,9 @@ void FieldViolations::Add(absl::string_view field, absl::string_view description
   auto* violation = bad_request_.add_field_violations();
   violation->set_field(WireText(field, kMaxDescriptionBytes));
   violation->set_description(WireText(description, kMaxDescriptionBytes));
+  if (bad_request_.ByteSizeLong() > kMaxListedBytes) {
+    bad_request_.mutable_field_violations()->RemoveLast();
+  }
 }
 
 absl::Status FieldViolations::ToStatus() const {

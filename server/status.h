@@ -68,11 +68,13 @@ inline constexpr ErrorReason kErrorReasons[] = {
     kCancelled,        kReaderStalled,    kDeadlineExceeded, kInternalError};
 
 /// Collects everything that is wrong in a request, so that its sender can mend it in one go. Only
-/// the first kMaxListed go over the wire: all of them together must fit into the trailing metadata
-/// of an answer (8 KiB).
+/// the first few go over the wire, at most kMaxListed and kMaxListedBytes: all of them together
+/// must fit into the trailing metadata of an answer (8 KiB), which holds them in base64 beside a
+/// message whose characters may take three bytes each.
 class FieldViolations {
  public:
   static constexpr size_t kMaxListed = 10;
+  static constexpr size_t kMaxListedBytes = 2500;
 
   /// `field` is a path into the request, e.g. "stopping.stop[2]".
   void Add(absl::string_view field, absl::string_view description);

@@ -94,6 +94,23 @@ TEST(ToGrpcStatusTest, ViolationsComeOut) {
   EXPECT_EQ(Detail<google::rpc::ErrorInfo>(wire).reason(), "INVALID_REQUEST");
 }
 
+// Clients drop a call whose trailers exceed 8 KiB, and then nobody learns what was wrong. Details
+// go in base64, a byte of the message may take three.
+TEST(ToGrpcStatusTest, NothingFromOutsideOutgrowsTheTrailers) {
+  for (const std::string& one : {std::string("\xff"), std::string("%"), std::string("x")}) {
+    std::string text;
+    while (text.size() < 5000) text += one;
+    FieldViolations violations;
+    for (size_t i = 0; i < 50; ++i) violations.Add(text, text);
+    EXPECT_EQ(violations.count(), 50u);
+    const grpc::Status wire = ToGrpcStatus(violations.ToStatus());
+    EXPECT_LE(wire.error_details().size() * 4 / 3 + 3 * wire.error_message().size() + 500, 8192u)
+        << one;
+    EXPECT_GE(Detail<google::rpc::BadRequest>(wire).field_violations_size(), 2);
+    EXPECT_THAT(wire.error_message(), HasSubstr("(and 49 more)"));
+  }
+}
+
 TEST(ToGrpcStatusTest, TextFromOutsideStaysPrintableAndShort) {
   const grpc::Status wire = ToGrpcStatus(ModelNotFound("a\n\xff" + std::string(1000, 'x')));
   EXPECT_THAT(wire.error_message(), HasSubstr(R"("a\n\377)"));
