@@ -20,6 +20,7 @@
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "kernels/row_fetcher.h"
 #include "kernels/tensor.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,15 +40,6 @@ inline constexpr size_t kTileRows = 3;  // 16 registers
 #else
 inline constexpr size_t kTileRows = 2;  // 16 registers, of which a product needs one more
 #endif
-
-// Fetches into the L2 cache, which can wait for more lines at once than the L1 cache.
-HWY_INLINE void FetchToL2(const void* p) {
-#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
-  __builtin_prefetch(p, /*rw=*/0, /*locality=*/2);
-#else
-  hwy::Prefetch(p);
-#endif
-}
 
 template <class DF>
 HWY_INLINE hn::Vec<DF> LoadF32(DF df, const float* p) {

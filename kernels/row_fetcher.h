@@ -13,9 +13,20 @@
 #include <cstdint>
 
 #include "hwy/base.h"
+#include "hwy/cache_control.h"
 #include "kernels/tensor.h"
 
 namespace firesteel::kernels {
+
+/// Fetches a line into the L2 cache, which can wait for more lines at once than the L1 cache. Reads
+/// nothing.
+HWY_INLINE void FetchToL2(const void* p) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  __builtin_prefetch(p, /*rw=*/0, /*locality=*/2);
+#else
+  hwy::Prefetch(p);
+#endif
+}
 
 /// A queue of rows to fetch into the L2 cache. Reads nothing and changes no result. Not
 /// thread-safe: each worker has its own.
@@ -81,15 +92,6 @@ class RowFetcher {
     size_t begin;
     size_t end;
   };
-
-  // The L2 cache can wait for more lines at once than the L1 cache.
-  static HWY_INLINE void FetchToL2(const void* p) {
-#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
-    __builtin_prefetch(p, /*rw=*/0, /*locality=*/2);
-#else
-    (void)p;
-#endif
-  }
 
   // Four rows of the first part, or fewer at its end, which then are fetched again. Inlined, since
   // a call would cost the loops around it their registers.

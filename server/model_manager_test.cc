@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <future>
+#include <memory>
 
 #include "firesteel/v1/admin_service.grpc.pb.h"
 #include "google/rpc/error_details.pb.h"
@@ -60,6 +61,17 @@ class ModelManagerTest : public ServerTest {
     request.set_name(name);
     v1::UnloadModelResponse response;
     return admin_->UnloadModel(&context, request, &response);
+  }
+
+  // Returns in the midst of the load of a model gamma, which goes on when it is released.
+  void BeginToLoad(ModelManager* manager, std::future<absl::Status>* done) {
+    const auto promise = std::make_shared<std::promise<absl::Status>>();
+    *done = promise->get_future();
+    ASSERT_TRUE(manager
+                    ->Load({.name = "gamma", .path = "/slow"},
+                           [promise](const auto& model) { promise->set_value(model.status()); })
+                    .ok());
+    loading_.WaitForNotification();
   }
 
   std::vector<std::string> Names() {
@@ -202,16 +214,12 @@ TEST_F(ModelManagerTest, ReloadDuringALoadComesAfterIt) {
     if (++changes == 2) twice.Notify();
   };
   ModelManager manager(&registry, load_model_, changed, drain_);
-  std::promise<absl::Status> done;
-  ASSERT_TRUE(manager
-                  .Load({.name = "gamma", .path = "/slow"},
-                        [&](const auto& model) { done.set_value(model.status()); })
-                  .ok());
-  loading_.WaitForNotification();
+  std::future<absl::Status> done;
+  ASSERT_NO_FATAL_FAILURE(BeginToLoad(&manager, &done));
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(manager.ReloadAll().ok());
   EXPECT_EQ(loads_, 0);
   release_.Notify();
-  EXPECT_TRUE(done.get_future().get().ok());
+  EXPECT_TRUE(done.get().ok());
   twice.WaitForNotification();
   EXPECT_EQ(loads_, 2);
 }
@@ -219,17 +227,13 @@ TEST_F(ModelManagerTest, ReloadDuringALoadComesAfterIt) {
 TEST_F(ModelManagerTest, ModelThatIsLoadedDuringAStopIsNotPutIn) {
   ModelRegistry registry;
   ModelManager manager(&registry, load_model_, [] {}, drain_);
-  std::promise<absl::Status> done;
-  ASSERT_TRUE(manager
-                  .Load({.name = "gamma", .path = "/slow"},
-                        [&](const auto& model) { done.set_value(model.status()); })
-                  .ok());
-  loading_.WaitForNotification();
+  std::future<absl::Status> done;
+  ASSERT_NO_FATAL_FAILURE(BeginToLoad(&manager, &done));
   manager.Close();
   EXPECT_EQ(manager.Unload("gamma").code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(manager.ReloadAll().code(), absl::StatusCode::kUnavailable);
   release_.Notify();
-  EXPECT_EQ(done.get_future().get().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(done.get().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(registry.models().empty());
 }
 

@@ -219,21 +219,16 @@ void SparkFfn::AddIntegers(Worker& worker, const Part& part, const SumFn& sum) {
                                   &active_[row * stride_ + list.begin], w,
                                   coefficients_of(row, list));
   }
-  if (part.alone() && !part.add) {
-    const size_t row = part.rows.begin;
-    const IndexRange list = ListOf(row, part.range);
-    Tell(worker, part, part.weights.down_proj, row, list, {0, w.cols});
-    if (part.next < num_ranges_) QueueUp(part, part.next, 0);
-    kernels::SumIntegerRows(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
-                            part.fetcher, static_cast<int32_t*>(scratch.sums.MutableRow(0)),
-                            sum(row));
-    return;
-  }
   ForColumns(worker, part, [&](size_t row, IndexRange cols) {
     const IndexRange list = ListOf(row, part.range);
-    kernels::SumIntegerColumns(coefficients_of(row, list), &active_[row * stride_ + list.begin], w,
-                               cols.begin, kernels::SumCols(cols.end), part.add, part.fetcher,
-                               sum(row));
+    const uint32_t* const active = &active_[row * stride_ + list.begin];
+    if (part.alone() && !part.add) {  // one window: all columns
+      kernels::SumIntegerRows(coefficients_of(row, list), active, w, part.fetcher,
+                              static_cast<int32_t*>(scratch.sums.MutableRow(0)), sum(row));
+    } else {
+      kernels::SumIntegerColumns(coefficients_of(row, list), active, w, cols.begin,
+                                 kernels::SumCols(cols.end), part.add, part.fetcher, sum(row));
+    }
   });
 }
 
