@@ -6,12 +6,14 @@
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "server/status.h"
 
 namespace firesteel::server {
 namespace {
 
 constexpr size_t kMaxLength = 128;
+constexpr absl::Duration kDeadlineSlack = absl::Milliseconds(5);
 
 // The first value of a key; empty where there is none.
 std::string FirstValue(const grpc::ServerContextBase& context, const char* key) {
@@ -21,6 +23,8 @@ std::string FirstValue(const grpc::ServerContextBase& context, const char* key) 
 }
 
 }  // namespace
+
+bool CancelledByDeadline(absl::Time deadline) { return absl::Now() + kDeadlineSlack >= deadline; }
 
 bool IsRequestId(absl::string_view text) {
   return !text.empty() && text.size() <= kMaxLength &&

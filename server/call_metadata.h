@@ -29,6 +29,10 @@ CallMetadata ReadCallMetadata(const grpc::ServerContextBase& context);
 void AddTrailers(const CallMetadata& metadata, const absl::Status& status,
                  grpc::ServerContextBase* context);
 
+/// Whether a cancellation that comes now is the deadline's: gRPC cancels a call at its deadline,
+/// too, on a clock of whole milliseconds, so that one shortly before it counts.
+bool CancelledByDeadline(absl::Time deadline);
+
 /// 1 to 128 printable ASCII characters, none of them a space.
 bool IsRequestId(absl::string_view text);
 

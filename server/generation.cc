@@ -5,16 +5,11 @@
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "server/answer_size.h"
 #include "server/status.h"
 
 namespace firesteel::server {
 namespace {
-
-// gRPC cancels a call at its deadline too, on a clock of whole milliseconds: a cancellation so
-// shortly before it is the deadline's.
-constexpr absl::Duration kDeadlineSlack = absl::Milliseconds(5);
 
 // A model that was replaced while a request was on its way to it refuses the request; its successor
 // takes it. More often than this no model is replaced in that time.
@@ -231,8 +226,7 @@ void Generation::Abandon() {
     pending_bytes_ = 0;
     if (!result_.has_value()) handle = handle_;
   }
-  const bool deadline_passed = absl::Now() + kDeadlineSlack >= deadline_;
-  if (handle.has_value() && !deadline_passed) model_->engine->Cancel(*handle);
+  if (handle.has_value() && !CancelledByDeadline(deadline_)) model_->engine->Cancel(*handle);
 }
 
 bool Generation::abandoned() const {

@@ -2,6 +2,7 @@
 
 #include <grpcpp/support/status.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <string_view>
@@ -9,6 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "runtime/threading/mutex.h"
+#include "server/call_metadata.h"
 
 namespace firesteel::server {
 namespace {
@@ -73,11 +75,15 @@ class GrpcMetrics::Method {
 
 namespace {
 
-/// Lives as long as its call.
+/// Lives as long as its call, whose end, reads and status may come at the same time.
 class Interceptor final : public grpc::experimental::Interceptor {
  public:
-  explicit Interceptor(GrpcMetrics::Method* method)
-      : method_(method), start_(std::chrono::steady_clock::now()) {
+  Interceptor(GrpcMetrics::Method* method, grpc::experimental::ServerRpcInfo* info)
+      : method_(method),
+        context_(info->server_context()),
+        start_(std::chrono::steady_clock::now()),
+        request_came_(info->type() != grpc::experimental::ServerRpcInfo::Type::UNARY &&
+                      info->type() != grpc::experimental::ServerRpcInfo::Type::SERVER_STREAMING) {
     method_->Started();
   }
 
@@ -86,21 +92,44 @@ class Interceptor final : public grpc::experimental::Interceptor {
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     using Hook = grpc::experimental::InterceptionHookPoints;
+    if (methods->QueryInterceptionHookPoint(Hook::POST_RECV_MESSAGE)) {
+      if (methods->GetRecvMessage() != nullptr) request_came_ = true;
+    }
     if (methods->QueryInterceptionHookPoint(Hook::PRE_SEND_STATUS)) {
-      Record(methods->GetSendStatus().error_code());
+      status_ = methods->GetSendStatus().error_code();
+      if (request_came_) Record(status_);
+    }
+    if (methods->QueryInterceptionHookPoint(Hook::POST_RECV_CLOSE) && !request_came_) {
+      RecordWithoutRequest();
     }
     methods->Proceed();
   }
 
  private:
+  // gRPC gives one status to a request that is no message and to one whose client gave up before it
+  // came. Only the end of the call tells them apart. REQUIRES: a method of the callback API (others
+  // must not be asked here whether they were cancelled: reflection's).
+  void RecordWithoutRequest() {
+    if (!context_->IsCancelled()) {
+      Record(status_);
+    } else if (CancelledByDeadline(absl::FromChrono(context_->deadline()))) {
+      Record(grpc::StatusCode::DEADLINE_EXCEEDED);
+    } else {
+      Record(grpc::StatusCode::CANCELLED);
+    }
+  }
+
   void Record(int code) {
-    if (std::exchange(recorded_, true)) return;
+    if (recorded_.exchange(true)) return;
     method_->Handled(code, absl::FromChrono(std::chrono::steady_clock::now() - start_));
   }
 
   GrpcMetrics::Method* const method_;
+  const grpc::ServerContextBase* const context_;
   const std::chrono::steady_clock::time_point start_;
-  bool recorded_ = false;
+  std::atomic<bool> request_came_;                  // or the client may send several
+  std::atomic<int> status_ = grpc::StatusCode::OK;  // as sent
+  std::atomic<bool> recorded_ = false;
 };
 
 class Factory final : public grpc::experimental::ServerInterceptorFactoryInterface {
@@ -112,7 +141,7 @@ class Factory final : public grpc::experimental::ServerInterceptorFactoryInterfa
       grpc::experimental::ServerRpcInfo* info) override {
     if (info->method() == nullptr) return nullptr;
     const auto method = methods_->find(std::string_view(info->method()));
-    return method == methods_->end() ? nullptr : new Interceptor(method->second.get());
+    return method == methods_->end() ? nullptr : new Interceptor(method->second.get(), info);
   }
 
  private:

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -132,6 +133,21 @@ class ServerTest : public testing::Test {
     const auto value = MetricValue(Scrape(), series);
     EXPECT_TRUE(value.has_value()) << series;
     return value.value_or(-1);
+  }
+
+  /// The code under which the first call of a method that failed is counted. Waits for its end.
+  std::string CodeOfFirst(const std::string& method, const std::string& service) const {
+    while (true) {
+      const std::string scrape = Scrape();
+      for (const char* code :
+           {"Canceled", "DeadlineExceeded", "InvalidArgument", "Unimplemented"}) {
+        const std::string series = std::string("grpc_server_handled_total{grpc_code=\"") + code +
+                                   "\",grpc_method=\"" + method + "\",grpc_service=\"" + service +
+                                   "\"}";
+        if (MetricValue(scrape, series).has_value()) return code;
+      }
+      std::this_thread::yield();
+    }
   }
 
   uint64_t max_answer_bytes_ = uint64_t{4} << 20;  // of models from the next Start on

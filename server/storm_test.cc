@@ -22,6 +22,7 @@
 #include "runtime/threading/mutex.h"
 #include "server/logging.h"
 #include "server/server.h"
+#include "server/test_client.h"
 
 namespace firesteel::server {
 namespace {
@@ -303,6 +304,10 @@ TEST_F(StormTest, EveryCallEndsOnceAndNothingIsLeftBehind) {
     EXPECT_LE(rss, warm_rss + 1024);
   }
   EXPECT_LE(ProcessStatus("Threads"), warm_threads + 2) << "gRPC adds some where all are busy";
+  // Many are given up before the server has read what they ask for.
+  EXPECT_THAT(HttpGet(server_->metrics_address(), "/metrics"),
+              testing::AllOf(testing::HasSubstr("grpc_code=\"Canceled\""),
+                             testing::Not(testing::HasSubstr("grpc_code=\"InvalidArgument\""))));
   EXPECT_TRUE(server_->Stop(absl::ZeroDuration(), absl::Minutes(1)));
 }
 
