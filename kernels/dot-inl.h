@@ -98,10 +98,13 @@ struct PromotedStep {
   }
 };
 
-// Not on AVX3_SPR: Sapphire Rapids issues one vdpbf16ps (32 products) in two cycles but four vector
-// FMAs (64 products), which moreover do not flush denormals. Zen 4 issues one of either in a cycle.
-#if HWY_NATIVE_DOT_BF16 && !HWY_HAVE_SCALABLE && HWY_TARGET != HWY_AVX3_SPR
-// One step of a dot product of bf16 with bf16 by the CPU's own instruction: two products a lane.
+// One step of a dot product of bf16 with bf16: two products a lane, the even element's first. Where
+// the CPU has an instruction for that, it takes it, except on AVX3_SPR: Sapphire Rapids issues one
+// vdpbf16ps (32 products) in two cycles but four vector FMAs (64 products), which moreover do not
+// flush denormals. Zen 4 issues one of either in a cycle. Elsewhere a shift and a mask make two
+// vectors of floats, half the work of promoting each half of a vector by itself; that takes
+// registers for both.
+#if !HWY_HAVE_SCALABLE && (HWY_NATIVE_DOT_BF16 || HWY_ARCH_ARM_A64 || HWY_TARGET <= HWY_AVX3)
 struct PairStep {
   template <class DF>
   using Tag = hn::Repartition<hwy::bfloat16_t, DF>;
@@ -120,8 +123,13 @@ struct PairStep {
   }
   template <class DF, class VBF, class V>
   static HWY_INLINE V Add(DF df, VBF a, VBF b, V sum) {
+#if HWY_NATIVE_DOT_BF16 && HWY_TARGET != HWY_AVX3_SPR
     V unused = hn::Zero(df);
     return hn::ReorderWidenMulAccumulate(df, a, b, sum, unused);
+#else
+    sum = hn::MulAdd(hn::PromoteEvenTo(df, a), hn::PromoteEvenTo(df, b), sum);
+    return hn::MulAdd(hn::PromoteOddTo(df, a), hn::PromoteOddTo(df, b), sum);
+#endif
   }
 };
 using BF16Step = PairStep;
@@ -308,16 +316,18 @@ HWY_NOINLINE void DotTile(const TX* HWY_RESTRICT x, size_t x_stride, const RowPo
   const size_t step = Step::Elements(df);
   size_t i = 0;
   if constexpr (kAhead) {
-    for (; i + 2 * step <= k; i += 2 * step) {
+    // A line of each row to come for every line of the rows at hand.
+    const size_t line = HWY_MAX(step, kAlignment / sizeof(TW));
+    for (; i + line <= k; i += line) {
       hwy::Prefetch(ahead.r0 + i);
       if constexpr (kRows > 1) hwy::Prefetch(ahead.r1 + i);
       if constexpr (kRows > 2) hwy::Prefetch(ahead.r2 + i);
       if constexpr (kRows > 3) hwy::Prefetch(ahead.r3 + i);
-      AddStep<kTokens, kRows, Step>(df, LoadWhole<Step>(), i, x, x1, x2, x3, w, c00, c01, c02, c03,
-                                    c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33);
-      AddStep<kTokens, kRows, Step>(df, LoadWhole<Step>(), i + step, x, x1, x2, x3, w, c00, c01,
-                                    c02, c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32,
-                                    c33);
+      for (size_t v = 0; v < line; v += step) {
+        AddStep<kTokens, kRows, Step>(df, LoadWhole<Step>(), i + v, x, x1, x2, x3, w, c00, c01, c02,
+                                      c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32,
+                                      c33);
+      }
     }
   }
   for (; i + step <= k; i += step) {

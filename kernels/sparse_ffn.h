@@ -25,10 +25,16 @@ void FetchFirstRows(const TypedView& w, const uint32_t* active, size_t num_activ
 
 /// Sparse vector × matrix: y[c] += Σ_j coefficients[j] · w[active[j], c], added in the order of j.
 ///
-/// w [F, D], any DType, is down_proj transposed; y [D]. Cutting the list of active neurons into
-/// calls changes no bit. Thread-safe for distinct y.
+/// w [F, D], any DType, is down_proj transposed; y [D]. For rows that come from memory, which are
+/// read one group after the other, each to its end. Cutting the list of active neurons into calls
+/// changes no bit. Thread-safe for distinct y.
 void AddSparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,
                      const TypedView& w, float* y);
+
+/// The same, to the bit, for rows that are in a cache already, since other coefficients needed
+/// them, too: sums of columns stay in registers.
+void AddSparseColumns(const float* coefficients, const uint32_t* active, size_t num_active,
+                      const TypedView& w, float* y);
 
 }  // namespace firesteel::kernels
 

@@ -180,8 +180,11 @@ void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
   const kernels::TypedView w = part.weights.down_proj.view();
   ForColumns(worker, part, [&](size_t row, IndexRange cols) {
     const IndexRange list = ListOf(row, part.range);
-    kernels::AddSparseVecMat(RowOf(excess_, row) + list.begin, &active_[row * stride_ + list.begin],
-                             list.end - list.begin, Columns(w, cols), sum(row) + cols.begin);
+    const float* const coefficients = RowOf(excess_, row) + list.begin;
+    const uint32_t* const active = &active_[row * stride_ + list.begin];
+    const size_t count = list.end - list.begin;
+    const auto add = part.few ? kernels::AddSparseVecMat : kernels::AddSparseColumns;
+    add(coefficients, active, count, Columns(w, cols), sum(row) + cols.begin);
   });
 }
 
