@@ -29,6 +29,10 @@ GenerationCall::GenerationCall(grpc::CallbackServerContext* context, const char*
 
 absl::Status GenerationCall::Open() {
   services_.live->Enter(shared_from_this());
+  return Authenticate();
+}
+
+absl::Status GenerationCall::Authenticate() {
   auto caller = services_.access->Authenticate(*context_);
   if (!caller.ok()) return caller.status();
   caller_ = *std::move(caller);

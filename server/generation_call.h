@@ -71,6 +71,10 @@ class GenerationCall : public OutputListener,
   /// whether the caller may make it.
   absl::Status Open();
 
+  /// Whether the caller may make the call, as its credentials stand now. Called by one thread at a
+  /// time.
+  absl::Status Authenticate();
+
   /// Checks, translates and submits one generation. Pump may be called before it returns; once it
   /// has, it will be called again.
   absl::StatusOr<std::shared_ptr<Generation>> Admit(const std::string& model_name,
@@ -111,7 +115,7 @@ class GenerationCall : public OutputListener,
   std::string model_ ABSL_GUARDED_BY(mutex_);                       // for the log line
   std::optional<GenerationResult> result_ ABSL_GUARDED_BY(mutex_);  // the same; tokens summed up
   absl::Status final_status_ ABSL_GUARDED_BY(mutex_);
-  Caller caller_;  // set by Open
+  Caller caller_;  // set by Authenticate
 };
 
 /// Answers once, when all that was admitted has finished.

@@ -1,5 +1,7 @@
 #include "server/infer_call.h"
 
+#include <grpcpp/impl/codegen/proto_utils.h>
+
 #include <algorithm>
 #include <deque>
 #include <exception>
@@ -70,10 +72,10 @@ class ModelInferCall final : public UnaryGenerationCall {
 };
 
 /// Any number of requests, answered as their text comes. What is wrong with one is a message of the
-/// stream; the others go on.
+/// stream; the others go on. Messages are bytes here: gRPC would not tell one that cannot be parsed
+/// from the end of the client's.
 class ModelStreamInferCall final
-    : public StreamedGenerationCall<grpc::ServerBidiReactor<inference::ModelInferRequest,
-                                                            inference::ModelStreamInferResponse>> {
+    : public StreamedGenerationCall<grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>> {
  public:
   ModelStreamInferCall(grpc::CallbackServerContext* context, const CallServices& services)
       : StreamedGenerationCall(context, "ModelStreamInfer", services) {}
@@ -92,7 +94,7 @@ class ModelStreamInferCall final
   }
 
   void OnReadDone(bool ok) override {
-    if (ok) Take(incoming_);
+    if (ok) TakeIncoming();
     {
       MutexLock lock(&mutex_);
       reads_done_ = !ok;
@@ -120,14 +122,21 @@ class ModelStreamInferCall final
   };
 
   // Admits a request of the stream, or queues the message that refuses it.
-  void Take(const inference::ModelInferRequest& request) {
-    const absl::Status status = TryTake(request);
+  void TakeIncoming() {
+    inference::ModelInferRequest request;
+    absl::Status status = MalformedRequest();
+    if (grpc::SerializationTraits<inference::ModelInferRequest>::Deserialize(&incoming_, &request)
+            .ok()) {
+      status = TryTake(request);
+    }
     if (status.ok()) return;
     MutexLock lock(&mutex_);
     refusals_.push_back(ErrorMessage(request.id(), status));
   }
 
   absl::Status TryTake(const inference::ModelInferRequest& request) try {
+    // A stream may stay open for days: what its caller may do can have changed since.
+    if (absl::Status status = Authenticate(); !status.ok()) return status;
     auto translated = TranslateInfer(request);
     if (!translated.ok()) return translated.status();
     if (translated->requests.size() != 1) {
@@ -195,7 +204,10 @@ class ModelStreamInferCall final
       if (!std::exchange(metadata_sent_, true)) {
         context_->AddInitialMetadata(kRequestIdKey, metadata_.request_id);
       }
-      StartWrite(&outgoing_);
+      bool own_buffer = false;
+      outgoing_bytes_.Clear();
+      grpc::SerializationTraits<Response>::Serialize(outgoing_, &outgoing_bytes_, &own_buffer);
+      StartWrite(&outgoing_bytes_);
     } else if (step == Step::kFinish) {
       Finish(PrepareFinish(end));
     }
@@ -248,9 +260,10 @@ class ModelStreamInferCall final
         last);
   }
 
-  inference::ModelInferRequest incoming_;  // belongs to the read that is under way
-  Response outgoing_;                      // belongs to the write that is under way
-  bool metadata_sent_ = false;             // of the thread that writes
+  grpc::ByteBuffer incoming_;        // belongs to the read that is under way
+  Response outgoing_;                // belongs to the write that is under way
+  grpc::ByteBuffer outgoing_bytes_;  // the same
+  bool metadata_sent_ = false;       // of the thread that writes
 
   bool started_ ABSL_GUARDED_BY(mutex_) = false;  // from then on the call may be finished
   bool reading_ ABSL_GUARDED_BY(mutex_) = true;
@@ -271,8 +284,8 @@ grpc::ServerUnaryReactor* StartModelInfer(grpc::CallbackServerContext* context,
   return call.get();
 }
 
-grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*
-StartModelStreamInfer(grpc::CallbackServerContext* context, const CallServices& services) {
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StartModelStreamInfer(
+    grpc::CallbackServerContext* context, const CallServices& services) {
   const auto call = std::make_shared<ModelStreamInferCall>(context, services);
   call->Start();
   return call.get();

@@ -4,6 +4,7 @@
 #define FIRESTEEL_SERVER_INFER_CALL_H_
 
 #include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include "inference/grpc_service.pb.h"
@@ -21,8 +22,9 @@ grpc::ServerUnaryReactor* StartModelInfer(grpc::CallbackServerContext* context,
                                           inference::ModelInferResponse* response,
                                           const CallServices& services);
 
-grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*
-StartModelStreamInfer(grpc::CallbackServerContext* context, const CallServices& services);
+/// Of ModelInferRequest and ModelStreamInferResponse, as bytes.
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StartModelStreamInfer(
+    grpc::CallbackServerContext* context, const CallServices& services);
 
 }  // namespace firesteel::server
 

@@ -9,8 +9,18 @@
 
 namespace firesteel::server {
 
+/// All methods by gRPC's callback API, ModelStreamInfer with messages as bytes.
+using KserveMethods = inference::GRPCInferenceService::WithRawCallbackMethod_ModelStreamInfer<
+    inference::GRPCInferenceService::WithCallbackMethod_ServerLive<
+        inference::GRPCInferenceService::WithCallbackMethod_ServerReady<
+            inference::GRPCInferenceService::WithCallbackMethod_ModelReady<
+                inference::GRPCInferenceService::WithCallbackMethod_ServerMetadata<
+                    inference::GRPCInferenceService::WithCallbackMethod_ModelMetadata<
+                        inference::GRPCInferenceService::WithCallbackMethod_ModelInfer<
+                            inference::GRPCInferenceService::Service>>>>>>>;
+
 /// Liveness and readiness are told to anybody, as to probes. Thread-safe.
-class KserveService final : public inference::GRPCInferenceService::CallbackService {
+class KserveService final : public KserveMethods {
  public:
   /// `health` outlives it.
   KserveService(const CallServices& services, const HealthMonitor* health)
@@ -34,8 +44,8 @@ class KserveService final : public inference::GRPCInferenceService::CallbackServ
   grpc::ServerUnaryReactor* ModelInfer(grpc::CallbackServerContext* context,
                                        const inference::ModelInferRequest* request,
                                        inference::ModelInferResponse* response) override;
-  grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*
-  ModelStreamInfer(grpc::CallbackServerContext* context) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ModelStreamInfer(
+      grpc::CallbackServerContext* context) override;
 
  private:
   const CallServices services_;

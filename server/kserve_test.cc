@@ -8,8 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "google/rpc/error_details.pb.h"
 #include "inference/grpc_service.grpc.pb.h"
+#include "server/access_control.h"
 #include "server/infer_call.h"
 #include "server/options.h"
 #include "server/server_fixture.h"
@@ -292,9 +294,51 @@ TEST_F(KserveTest, DrainEndsStreamsThatAreIdle) {
   EXPECT_TRUE(stop.get());
 }
 
+// A stream outlives the token that it was opened with: what comes later is refused, what runs ends.
+TEST_F(KserveTest, StreamHeedsTokensThatAreTakenBack) {
+  const auto write_token = [](const std::string& token) {
+    const auto digest = Sha256(token);
+    return WriteFile("stream_tokens.yaml",
+                     "- name: someone\n  sha256: " +
+                         absl::BytesToHexString(std::string(digest.begin(), digest.end())) + "\n");
+  };
+  ServerConfig config;
+  config.auth_token_file = write_token("old");
+  config.credentials_reload = absl::ZeroDuration();
+  Restart(config);
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer old");
+  const std::unique_ptr<Stream> stream = kserve->ModelStreamInfer(&context);
+  stream->Write(Infer({"x"}, "before"));
+  const auto handle = alpha_->WaitForRequest(0);
+  write_token("new");
+  stream->Write(Infer({"x"}, "after"));
+  inference::ModelStreamInferResponse message;
+  ASSERT_TRUE(stream->Read(&message));
+  EXPECT_EQ(message.infer_response().id(), "after");
+  EXPECT_EQ(message.infer_response().parameters().at("error_reason").string_param(),
+            "TOKEN_UNKNOWN");
+  EXPECT_EQ(alpha_->num_admitted(), 1u);
+  alpha_->Emit(handle, "to the end");
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  stream->WritesDone();
+  std::string text;
+  while (stream->Read(&message)) text += TextOf(message);
+  EXPECT_EQ(text, "to the end");
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
 TEST_F(KserveTest, UnreadableMessageHarmsNobody) {
-  // gRPC does not tell it from the end of the client's messages.
-  EXPECT_TRUE(CallRaw("/inference.GRPCInferenceService/ModelStreamInfer", "\xff\xff").ok());
+  std::string answer;
+  EXPECT_TRUE(
+      CallRaw("/inference.GRPCInferenceService/ModelStreamInfer", "\xff\xff", &answer).ok());
+  inference::ModelStreamInferResponse message;
+  ASSERT_TRUE(message.ParseFromString(answer));
+  const auto& parameters = message.infer_response().parameters();
+  EXPECT_EQ(parameters.at("error_reason").string_param(), "MALFORMED_REQUEST");
+  EXPECT_EQ(parameters.at("error_code").string_param(), "INVALID_ARGUMENT");
+  EXPECT_TRUE(parameters.at("triton_final_response").bool_param());
   EXPECT_FALSE(CallRaw("/inference.GRPCInferenceService/ModelInfer", "\xff\xff").ok());
   EXPECT_TRUE(ServerReady());
 }

@@ -21,9 +21,7 @@ class Interceptor final : public grpc::experimental::Interceptor {
       // Ours always has a message.
       if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED &&
           status.error_message().empty()) {
-        methods->ModifySendStatus(ToGrpcStatus(
-            Refusal(kMalformedRequest,
-                    "the request is not a valid message of its type (strings must be UTF-8)")));
+        methods->ModifySendStatus(ToGrpcStatus(MalformedRequest()));
       }
     }
     methods->Proceed();

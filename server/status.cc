@@ -117,6 +117,11 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
   return violations.ToStatus();
 }
 
+absl::Status MalformedRequest() {
+  return Refusal(kMalformedRequest,
+                 "the request is not a valid message of its type (strings must be UTF-8)");
+}
+
 absl::Status ModelNotFound(absl::string_view name) {
   return Refusal(kModelNotFound,
                  absl::StrCat("model: no model named ", Quoted(name), " is loaded"));

@@ -93,6 +93,9 @@ class FieldViolations {
 /// InvalidArgument for a single field.
 absl::Status InvalidField(absl::string_view field, absl::string_view description);
 
+/// InvalidArgument for bytes that are no message of the method's type.
+absl::Status MalformedRequest();
+
 /// NotFound for a model that is not loaded.
 absl::Status ModelNotFound(absl::string_view name);
 
