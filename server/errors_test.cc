@@ -21,6 +21,7 @@
 #include "firesteel/v1/admin_service.grpc.pb.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "inference/grpc_service.grpc.pb.h"
 #include "server/access_control.h"
 #include "server/server_fixture.h"
 #include "server/status.h"
@@ -302,6 +303,81 @@ TEST(ErrorDocumentationTest, NamesNoReasonThatTheServerLacks) {
                             [&name](const ErrorReason& reason) { return name == reason.name; }))
         << name;
   }
+}
+
+// --- The service config that the document publishes, as it stands there ---
+
+std::string PublishedServiceConfig() {
+  std::ifstream file(FIRESTEEL_SOURCE_DIR "/docs/errors.md");
+  std::string config;
+  bool inside = false;
+  for (std::string line; std::getline(file, line);) {
+    if (inside && line == "```") break;
+    if (inside) config += line + "\n";
+    inside = inside || line == "```json";
+  }
+  return config;
+}
+
+class ServiceConfigTest : public ServerTest {
+ protected:
+  /// A client with that config and a connection of its own.
+  ServiceConfigTest() {
+    grpc::ChannelArguments arguments;
+    arguments.SetServiceConfigJSON(PublishedServiceConfig());
+    arguments.SetInt("test.own_connection", 1);
+    channel_ = grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(),
+                                         arguments);
+    generation_ = v1::GenerationService::NewStub(channel_);
+    alpha_->AnswerAll(1);
+  }
+
+  grpc::Status AnswerAfter(absl::Status refusal) {
+    alpha_->RefuseNext(std::move(refusal));
+    v1::GenerateResponse response;
+    return Generate(Request(), &response);
+  }
+};
+
+TEST_F(ServiceConfigTest, RetriesWhatWaitingCures) {
+  const absl::Status full =
+      WithRetryDelay(absl::ResourceExhaustedError("queue: full"), absl::Milliseconds(1));
+  EXPECT_TRUE(AnswerAfter(full).ok());
+  EXPECT_TRUE(AnswerAfter(absl::UnavailableError("draining")).ok());
+  EXPECT_EQ(AnswerAfter(absl::ResourceExhaustedError("kv_cache: too small")).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(AnswerAfter(absl::InternalError("broken")).error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(alpha_->num_admitted(), 2u);
+
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  inference::ModelInferRequest request;
+  auto* const input = request.add_inputs();
+  input->set_name("text_input");
+  input->set_datatype("BYTES");
+  input->add_shape(1);
+  input->mutable_contents()->add_bytes_contents("hey");
+  alpha_->RefuseNext(full);
+  grpc::ClientContext context;
+  inference::ModelInferResponse response;
+  EXPECT_TRUE(kserve->ModelInfer(&context, request, &response).ok());
+}
+
+TEST_F(ServiceConfigTest, SendsNothingToWhoIsNotServing) {
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(Request(), &response).ok());
+  alpha_->SetMakingProgress(false);
+  server_->health().Check();
+  // The channel's own Watch sees it by and by.
+  while (channel_->GetState(false) == GRPC_CHANNEL_READY) {
+    channel_->WaitForStateChange(GRPC_CHANNEL_READY, std::chrono::system_clock::time_point::max());
+  }
+  auto call = std::async(std::launch::async, [&] { return Generate(Request(), &response); });
+  EXPECT_EQ(call.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  EXPECT_EQ(alpha_->num_admitted(), 1u);
+  alpha_->SetMakingProgress(true);
+  server_->health().Check();
+  EXPECT_TRUE(call.get().ok()) << "it waits for a server that serves";
+  EXPECT_EQ(alpha_->num_admitted(), 2u);
 }
 
 }  // namespace

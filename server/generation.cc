@@ -67,11 +67,10 @@ absl::StatusOr<std::shared_ptr<Generation>> Generation::Start(
       generation->Submitted(*handle, prompt_tokens);
       return generation;
     }
+    if (!absl::IsUnavailable(handle.status()) || attempt == kMaxAttempts) return handle.status();
     const auto now = models.Find(model_name);
-    const bool replaced = now.ok() && *now != *model;
-    if (!absl::IsUnavailable(handle.status()) || !replaced || attempt == kMaxAttempts) {
-      return handle.status();
-    }
+    if (!now.ok()) return now.status();  // it was unloaded
+    if (*now == *model) return handle.status();
   }
 }
 
@@ -249,7 +248,9 @@ absl::Status StatusOf(const GenerationResult& result, const absl::Status& abando
       return Refusal(kDeadlineExceeded, absl::StrCat("the deadline passed after ",
                                                      result.usage.generated_tokens, " tokens"));
     case FinishReason::kCancelled:
-      return abandoned.ok() ? Refusal(kDraining, "the server is shutting down") : abandoned;
+      return abandoned.ok()
+                 ? Refusal(kDraining, "the server is shutting down, or has taken out the model")
+                 : abandoned;
     case FinishReason::kError:
       break;
   }

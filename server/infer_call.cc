@@ -161,7 +161,7 @@ class ModelStreamInferCall final
     const grpc::Status wire = ToGrpcStatus(status);
     Response message;
     message.set_error_message(wire.error_message());
-    message.mutable_infer_response()->set_id(id);
+    if (id.size() <= kMaxInferIdBytes) message.mutable_infer_response()->set_id(id);
     auto& parameters = *message.mutable_infer_response()->mutable_parameters();
     parameters["error_code"].set_string_param(absl::StatusCodeToString(status.code()));
     parameters["error_reason"].set_string_param(ReasonOf(status));

@@ -325,7 +325,10 @@ std::vector<std::string> ReadTexts(const inference::ModelInferRequest& request,
   }
   for (size_t i = 0; i < texts->size(); ++i) {
     if (IsUtf8((*texts)[i])) continue;
-    violations->Add(absl::StrCat("inputs[0].contents.bytes_contents[", i, "]"), "is not UTF-8");
+    const bool raw = request.raw_input_contents_size() > 0;
+    violations->Add(raw ? absl::StrCat("raw_input_contents[0], element ", i)
+                        : absl::StrCat("inputs[0].contents.bytes_contents[", i, "]"),
+                    "is not UTF-8");
   }
   return *std::move(texts);
 }
@@ -430,6 +433,10 @@ absl::StatusOr<InferRequest> TranslateInfer(const inference::ModelInferRequest& 
   InferRequest out;
   ReadParameters(request, &common, &out.timeout, &details, &violations);
   out.id = request.id();
+  if (out.id.size() > kMaxInferIdBytes) {
+    violations.Add("id", absl::StrCat("has ", out.id.size(), " bytes; at most ", kMaxInferIdBytes,
+                                      " are allowed"));
+  }
   out.raw = request.raw_input_contents_size() > 0;
   out.outputs = ReadOutputs(request, details, &violations);
   std::vector<std::string> texts = ReadTexts(request, &violations);

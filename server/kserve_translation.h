@@ -20,6 +20,9 @@ namespace firesteel::server {
 /// Texts of one ModelInferRequest.
 inline constexpr size_t kMaxInferBatch = 64;
 
+/// Of a request's id, which comes back in every message of its stream.
+inline constexpr size_t kMaxInferIdBytes = 1024;
+
 /// The one version that every model has.
 inline constexpr char kModelVersion[] = "1";
 

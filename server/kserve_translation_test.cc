@@ -185,6 +185,14 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"NotUtf8",
             [](R& r) { r.mutable_inputs(0)->mutable_contents()->set_bytes_contents(0, "\xff"); },
             "inputs[0].contents.bytes_contents[0]", "is not UTF-8"},
+        Row{"RawNotUtf8",
+            [](R& r) {
+              r.mutable_inputs(0)->clear_contents();
+              r.add_raw_input_contents(std::string("\x01\0\0\0\xff", 5));
+            },
+            "raw_input_contents[0], element 0", "is not UTF-8"},
+        Row{"LongId", [](R& r) { r.set_id(std::string(kMaxInferIdBytes + 1, 'x')); }, "id",
+            "has 1025 bytes; at most 1024 are allowed"},
         Row{"TensorParameter",
             [](R& r) {
               (*r.mutable_inputs(0)->mutable_parameters())["shared_memory_region"].set_string_param(
@@ -256,6 +264,12 @@ TEST(TranslateInferTest, TimeoutIsInMicroseconds) {
     EXPECT_THAT(std::string(TranslateInfer(request).status().message()),
                 HasSubstr("whole number of microseconds"));
   }
+}
+
+TEST(TranslateInferTest, IdMayBeAsLongAsItsLimit) {
+  R request = ValidRequest();
+  request.set_id(std::string(kMaxInferIdBytes, 'x'));
+  EXPECT_TRUE(TranslateInfer(request).ok());
 }
 
 TEST(TranslateInferTest, OtherVersionIsNotFound) {

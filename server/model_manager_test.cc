@@ -11,6 +11,8 @@
 
 #include "firesteel/v1/admin_service.grpc.pb.h"
 #include "google/rpc/error_details.pb.h"
+#include "server/generation.h"
+#include "server/request_translation.h"
 #include "server/server_fixture.h"
 
 namespace firesteel::server {
@@ -18,6 +20,11 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+
+class NobodyListens final : public OutputListener {
+ public:
+  void OnOutput() override {}
+};
 
 class ModelManagerTest : public ServerTest {
  protected:
@@ -170,6 +177,15 @@ TEST_F(ModelManagerTest, AdminsHaveTheirOwnAddress) {
   v1::UnloadModelResponse response;
   EXPECT_EQ(stranger->UnloadModel(&context, request, &response).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);
+  // And nothing else is served there.
+  grpc::ClientContext other_context;
+  v1::GenerateResponse generated;
+  const grpc::Status status =
+      v1::GenerationService::NewStub(
+          grpc::CreateChannel(server_->admin_address(), grpc::InsecureChannelCredentials()))
+          ->Generate(&other_context, Request(), &generated);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(status)->reason(), "METHOD_NOT_FOUND");
 }
 
 // Two admins, each of whom takes out another of two models: one of them is refused.
@@ -235,6 +251,67 @@ TEST_F(ModelManagerTest, ModelThatIsLoadedDuringAStopIsNotPutIn) {
   release_.Notify();
   EXPECT_EQ(done.get().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(registry.models().empty());
+}
+
+// A request that has found its model, and finds it draining: what has come in its place takes it.
+TEST_F(ModelManagerTest, RequestGoesToWhatIsInTheModelsPlace) {
+  for (const bool replaced : {true, false}) {
+    ModelRegistry registry;
+    const auto put = [&registry](const std::string& name) {
+      ServedModel model;
+      model.name = name;
+      auto engine = std::make_unique<FakeEngine>();
+      FakeEngine* const out = engine.get();
+      model.engine = std::move(engine);
+      model.max_prompt_tokens = 127;
+      const ModelRegistry::Model old = registry.Put(std::move(model));
+      if (old != nullptr) old->engine->BeginDrain();
+      return out;
+    };
+    put("gamma");
+    put("delta");
+    ModelRegistry::Model kept;  // as by a manager, until nobody uses it
+    FakeEngine* successor = nullptr;
+    const auto changed_on_the_way = [&](const ServedModel& model) {
+      if (kept == nullptr) {
+        kept = *registry.Find("gamma");
+        if (replaced) {
+          successor = put("gamma");
+        } else {
+          EXPECT_TRUE(registry.Remove("gamma").ok());
+          kept->engine->BeginDrain();
+        }
+      }
+      return TranslateRequest(Request(), model);
+    };
+    const auto generation = Generation::Start(registry, "gamma", changed_on_the_way, CallMetadata(),
+                                              Caller(), std::make_shared<NobodyListens>());
+    if (replaced) {
+      EXPECT_TRUE(generation.ok()) << generation.status();
+      EXPECT_EQ(successor->num_admitted(), 1u);
+    } else {
+      EXPECT_EQ(generation.status().code(), absl::StatusCode::kNotFound);
+    }
+  }
+}
+
+// What a replaced model still runs when its time is up is cancelled.
+TEST_F(ModelManagerTest, ReplacedModelIsGivenItsTime) {
+  ServerConfig config;
+  config.admin_address = "127.0.0.1:0";
+  config.drain = absl::ZeroDuration();
+  config.load_model = load_model_;
+  Restart(config);
+  admin_ = v1::AdminService::NewStub(
+      grpc::CreateChannel(server_->admin_address(), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  const auto reader = generation_->GenerateStream(&context, Request());
+  alpha_->WaitForRequest(0);
+  ASSERT_TRUE(Load("alpha", "/new").ok());
+  const Streamed all = ReadAll(reader.get());
+  EXPECT_EQ(all.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(FindDetail<google::rpc::ErrorInfo>(all.status)->reason(), "SERVER_DRAINING");
+  EXPECT_EQ(StatusOfName("alpha"), HealthResponse::SERVING);
 }
 
 // Requests go on while models are replaced under them: none fails.

@@ -222,6 +222,7 @@ absl::Status Server::ListenForAdmins(const ServerConfig& config,
   grpc::ServerBuilder builder;
   Configure(config, config.channelz, &builder);
   builder.RegisterService(admin_service_.get());
+  builder.RegisterCallbackGenericService(&unknown_admin_method_service_);
   builder.experimental().SetInterceptorCreators(MakeInterceptors());
   auto server =
       StartAt("--admin-address", config.admin_address, credentials, &builder, &admin_address_);
@@ -236,7 +237,7 @@ absl::Status Server::ListenForProbes(const ServerConfig& config) {
   probes.reflection = false;
   grpc::ServerBuilder builder;
   Configure(probes, /*channelz=*/false, &builder);
-  builder.RegisterCallbackGenericService(&unknown_probe_service_);
+  builder.RegisterCallbackGenericService(&unknown_probe_method_service_);
   builder.experimental().SetInterceptorCreators(MakeInterceptors());
   auto server = StartAt("--health-address", config.health_address,
                         grpc::InsecureServerCredentials(), &builder, &health_address_);

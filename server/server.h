@@ -137,7 +137,8 @@ class Server {
   std::unique_ptr<ModelManager> manager_;
   std::unique_ptr<AdminService> admin_service_;
   UnknownMethodService unknown_method_service_;
-  UnknownMethodService unknown_probe_service_;
+  UnknownMethodService unknown_admin_method_service_;
+  UnknownMethodService unknown_probe_method_service_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::unique_ptr<grpc::Server> grpc_;
   std::unique_ptr<grpc::Server> admin_grpc_;  // null where there is no AdminService

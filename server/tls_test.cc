@@ -146,6 +146,42 @@ TEST_F(TlsTest, RenewedCertificateIsTakenAndBrokenOneIsNot) {
   EXPECT_TRUE(Call(dir_ + "/new/ca.pem").ok());
 }
 
+// Connections that stand are not touched: neither what streams on them, nor what begins later.
+TEST_F(TlsTest, RenewalLeavesConnectionsAlone) {
+  files_.client_ca = dir_ + "/ca.pem";
+  RestartWithTls();
+  const grpc::SslCredentialsOptions options = {ReadAllOf(dir_ + "/ca.pem"),
+                                               ReadAllOf(dir_ + "/client.key"),
+                                               ReadAllOf(dir_ + "/client.pem")};
+  const auto channel = grpc::CreateChannel(server_->address(), grpc::SslCredentials(options));
+  const auto stub = v1::GenerationService::NewStub(channel);
+  grpc::ClientContext context;
+  const auto reader = stub->GenerateStream(&context, Request());
+  const auto handle = alpha_->WaitForRequest(0);
+
+  // Everything is new: certificate, key, and who may connect.
+  Make(dir_ + "/new");
+  for (const char* name : {"server.key", "server.pem", "ca.pem"}) {
+    std::filesystem::copy_file(dir_ + "/new/" + name, dir_ + "/" + name,
+                               std::filesystem::copy_options::overwrite_existing);
+  }
+  EXPECT_TRUE(Call(dir_ + "/new/ca.pem", dir_ + "/new/client").ok());
+  EXPECT_EQ(Call(dir_ + "/new/ca.pem", dir_ + "/client").error_code(),
+            grpc::StatusCode::UNAVAILABLE)
+      << "the old authority is no longer trusted";
+
+  EXPECT_EQ(channel->GetState(false), GRPC_CHANNEL_READY);
+  alpha_->Emit(handle, "still here");
+  alpha_->Finish(handle, FakeResult(FinishReason::kEos));
+  const Streamed all = ReadAll(reader.get());
+  EXPECT_TRUE(all.status.ok()) << all.status.error_message();
+  EXPECT_EQ(all.text(), "still here");
+  alpha_->AnswerAll(1);
+  grpc::ClientContext later;
+  v1::GenerateResponse response;
+  EXPECT_TRUE(stub->Generate(&later, Request(), &response).ok());
+}
+
 TEST_F(TlsTest, UnusableFilesAreNamedByOption) {
   const auto error = [](const TlsFiles& files) {
     return std::string(MakeServerCredentials(files, absl::Seconds(1)).status().message());
