@@ -83,7 +83,7 @@ TEST_P(AllocationTest, KernelsDoNotAllocate) {
   MatMul(x16v, wv, 0, kRows, yv);
   MaskedMatVec(one, wv, active.data(), 0, active.size(), y.data());
   AddSparseVecMat(x.data(), active.data(), active.size(), wv, row.data());
-  AddSparseColumns(x.data(), active.data(), active.size(), wv, row.data());
+  SumSparseColumns(x.data(), active.data(), active.size(), wv, true, row.data());
   RmsNorm(x.data(), weight.data(), 1e-6f, kDepth, row.data());
   RmsNormAdd(x.data(), weight.data(), 1e-6f, kDepth, row.data());
   Rope(weight.data(), weight.data(), kDepth, row.data());

@@ -34,20 +34,29 @@ size_t ColumnOf(size_t token, size_t plane, size_t num_tokens) {
   return (token / kTileColumns * 2 + plane) * kTileColumns + token % kTileColumns;
 }
 
+// Writes `bytes`, a multiple of four, to a column, zeros behind them.
+void SetColumn(const void* data, size_t bytes, size_t column, const TileColumns& tiles) {
+  const auto* words = static_cast<const int32_t*>(data);
+  const size_t count = bytes / sizeof(int32_t);
+  int32_t* const out = tiles.words +
+                       column / kTileColumns * tiles.depth * kTileWords * kTileColumns +
+                       column % kTileColumns;
+  for (size_t i = 0; i < count; ++i) out[i * kTileColumns] = words[i];
+  for (size_t i = count; i < tiles.depth * kTileWords; ++i) out[i * kTileColumns] = 0;
+}
+
 }  // namespace
 
 void SetTileColumns(const QuantizedRows& x, size_t row, size_t num_rows, const TileColumns& tiles) {
-  constexpr size_t kTile = kTileWords * kTileColumns;
-  const size_t count = x.plane / sizeof(int32_t);
   for (size_t plane = 0; plane < 2; ++plane) {
-    const auto* words = reinterpret_cast<const int32_t*>(plane == 0 ? x.High(row) : x.Low(row));
-    const size_t column = ColumnOf(row, plane, num_rows);
-    int32_t* out =
-        tiles.words + column / kTileColumns * tiles.depth * kTile + column % kTileColumns;
-    for (size_t i = 0; i < count; ++i) out[i * kTileColumns] = words[i];
-    const size_t padded = (count + kTileWords - 1) / kTileWords * kTileWords;
-    for (size_t i = count; i < padded; ++i) out[i * kTileColumns] = 0;
+    const int8_t* const bytes = plane == 0 ? x.High(row) : x.Low(row);
+    SetColumn(bytes, x.plane, ColumnOf(row, plane, num_rows), tiles);
   }
+}
+
+void SetTileColumn(const BF16* x, size_t cols, size_t column, const TileColumns& tiles) {
+  constexpr size_t kWord = sizeof(int32_t);
+  SetColumn(x, (cols * sizeof(BF16) + kWord - 1) / kWord * kWord, column, tiles);
 }
 
 #if FIRESTEEL_HAVE_AMX
@@ -57,7 +66,7 @@ namespace {
 constexpr size_t kTileRows = 16;
 constexpr size_t kTileWordsTotal = kTileWords * kTileColumns;
 
-// The operand of ldtilecfg: eight tiles of 16 rows of 64 bytes.
+// The operand of ldtilecfg: eight tiles of up to 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -69,8 +78,8 @@ struct alignas(64) TileConfig {
 bool CpuAndSystemAllow() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-  if ((d & kTile) == 0 || (d & kInt8) == 0) return false;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bf16, tiles, int8
+  if ((d & kNeeded) != kNeeded) return false;
   // The tiles' registers are large, so Linux saves them only for those who ask.
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -192,18 +201,42 @@ constexpr size_t kPanelRows = 2 * kTileRows;
 // A panel of weights, and the next one, which is on its way.
 struct Panel {
   const uint8_t* rows;
-  size_t row_stride;
-  const float* row_scales;
-  size_t depth;  // tiles along k
+  size_t row_stride;  // bytes
+  size_t num_rows;    // at most kPanelRows
+  size_t depth;       // tiles along k
 };
 
-// Sums of a panel with 16 tokens: the upper 16 rows with the high and the low plane, then the lower
-// ones. Meanwhile fetches rows [ahead_begin, ahead_end) of the next panel into L2 and, to be
-// written, the lines of y that the sums are for: both would otherwise be waited for.
-FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* high, const int32_t* low,
+// The tiles of a panel: 0 and 1 sums of its upper rows with one and the other block of columns, 2
+// and 3 those of its lower rows; 4 and 5 weights, 6 and 7 columns.
+TileConfig ConfigOf(size_t num_rows) {
+  TileConfig config;
+  const auto upper = static_cast<uint8_t>(std::min(num_rows, kTileRows));
+  // A tile has a row at least: where there is none, it is that of the upper ones, for nobody.
+  const auto lower = static_cast<uint8_t>(num_rows > kTileRows ? num_rows - kTileRows : 1);
+  config.rows[0] = config.rows[1] = config.rows[4] = upper;
+  config.rows[2] = config.rows[3] = config.rows[5] = lower;
+  return config;
+}
+
+// Adds the product of two tiles to a third.
+template <bool kIntegers, int kSum, int kWeights, int kColumns>
+FIRESTEEL_AMX inline void AddProduct() {
+  if constexpr (kIntegers) {
+    _tile_dpbssd(kSum, kWeights, kColumns);
+  } else {
+    _tile_dpbf16ps(kSum, kWeights, kColumns);
+  }
+}
+
+// Sums of a panel with two blocks of columns. Meanwhile fetches rows [ahead_begin, ahead_end) of
+// the next panel into L2 and, to be written, the lines of y that the sums are for: both would
+// otherwise be waited for.
+template <bool kIntegers>
+FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* x, const int32_t* x1,
                                  size_t ahead_begin, size_t ahead_end, const MatView& y,
                                  Sums (&sums)[4]) {
-  const uint8_t* const lower = panel.rows + kTileRows * panel.row_stride;
+  const uint8_t* const lower =
+      panel.num_rows > kTileRows ? panel.rows + kTileRows * panel.row_stride : panel.rows;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -218,13 +251,13 @@ FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* high, const 
       __builtin_prefetch(y.Row(token) + kTileRows, 1);
     }
     _tile_loadd(4, panel.rows + i * 64, panel.row_stride);
-    _tile_loadd(6, high + i * kTileWordsTotal, 64);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, low + i * kTileWordsTotal, 64);
-    _tile_dpbssd(1, 4, 7);
+    _tile_loadd(6, x + i * kTileWordsTotal, 64);
+    AddProduct<kIntegers, 0, 4, 6>();
+    _tile_loadd(7, x1 + i * kTileWordsTotal, 64);
+    AddProduct<kIntegers, 1, 4, 7>();
     _tile_loadd(5, lower + i * 64, panel.row_stride);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
+    AddProduct<kIntegers, 2, 5, 6>();
+    AddProduct<kIntegers, 3, 5, 7>();
   }
   _tile_stored(0, sums[0].values, 64);
   _tile_stored(1, sums[1].values, 64);
@@ -232,59 +265,112 @@ FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* high, const 
   _tile_stored(3, sums[3].values, 64);
 }
 
-// Puts together and scales the sums of 16 rows with the planes of 16 tokens; y has the tokens there
-// are.
-FIRESTEEL_AMX void FinishPlanes(const Sums& high, const Sums& low, __m512 token_scales,
-                                const float* row_scales, const MatView& y) {
-  __m512i rows[16], columns[16];
-  for (size_t i = 0; i < 16; ++i) {
-    const __m512 h = _mm512_cvtepi32_ps(_mm512_load_si512(high.values[i]));
-    const __m512 l = _mm512_cvtepi32_ps(_mm512_load_si512(low.values[i]));
-    const __m512 product = _mm512_fmadd_ps(h, _mm512_set1_ps(256.0f), l);
-    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scales[i]), token_scales);
-    rows[i] = _mm512_castps_si512(_mm512_mul_ps(product, scale));
-  }
+// Stores the first num_rows ≤ 16 columns of rows [row_begin, row_end) of a transposed tile.
+FIRESTEEL_AMX inline void StoreColumns(const __m512i (&rows)[16], size_t num_rows, size_t row_begin,
+                                       size_t row_end, const MatView& y) {
+  __m512i columns[16];
   Transpose(rows, columns);
-  for (size_t t = 0; t < y.rows; ++t) {
-    _mm512_storeu_ps(y.Row(t), _mm512_castsi512_ps(columns[t]));
+  const auto valid = static_cast<__mmask16>((1u << num_rows) - 1);
+  for (size_t t = row_begin; t < row_end; ++t) {
+    _mm512_mask_storeu_ps(y.Row(t - row_begin), valid, _mm512_castsi512_ps(columns[t]));
   }
 }
 
+// What is to be made of the sums of a panel with a pair of blocks of columns: of 16 tokens, whose
+// high planes are one block and whose low ones the other.
+struct PlanesOfTokens {
+  static constexpr bool kIntegers = true;
+  static constexpr size_t kTokens = kTileColumns;
+
+  FIRESTEEL_AMX void Finish(const Sums (&sums)[4], size_t row, size_t num_rows, size_t begin,
+                            size_t end, const MatView& y) const {
+    const auto valid = static_cast<__mmask16>((1u << (end - begin)) - 1);
+    const __m512 token_scales = _mm512_maskz_loadu_ps(valid, scales + begin);
+    for (size_t half = 0; half * kTileRows < num_rows; ++half) {
+      const Sums& high = sums[2 * half];
+      const Sums& low = sums[2 * half + 1];
+      const size_t count = std::min(kTileRows, num_rows - half * kTileRows);
+      __m512i rows[16];
+      for (size_t i = 0; i < 16; ++i) {
+        const __m512 h = _mm512_cvtepi32_ps(_mm512_load_si512(high.values[i]));
+        const __m512 l = _mm512_cvtepi32_ps(_mm512_load_si512(low.values[i]));
+        const __m512 product = _mm512_fmadd_ps(h, _mm512_set1_ps(256.0f), l);
+        const float row_scale = i < count ? row_scales[row + half * kTileRows + i] : 0.0f;
+        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scale), token_scales);
+        rows[i] = _mm512_castps_si512(_mm512_mul_ps(product, scale));
+      }
+      StoreColumns(rows, count, 0, end - begin, {y.data + half * kTileRows, 0, 0, y.stride});
+    }
+  }
+
+  const float* scales;
+  const float* row_scales;
+};
+
+// Of 32 tokens.
+struct Tokens {
+  static constexpr bool kIntegers = false;
+  static constexpr size_t kTokens = 2 * kTileColumns;
+
+  FIRESTEEL_AMX void Finish(const Sums (&sums)[4], size_t /*row*/, size_t num_rows, size_t begin,
+                            size_t end, const MatView& y) const {
+    const size_t first = begin / kTokens * kTokens;  // of the pair
+    for (size_t half = 0; half * kTileRows < num_rows; ++half) {
+      for (size_t block = 0; block < 2; ++block) {
+        const size_t block_first = first + block * kTileColumns;
+        const size_t from = std::max(begin, block_first);
+        const size_t to = std::min(end, block_first + kTileColumns);
+        if (from >= to) continue;
+        __m512i rows[16];
+        for (size_t i = 0; i < 16; ++i) {
+          rows[i] = _mm512_load_si512(sums[2 * half + block].values[i]);
+        }
+        StoreColumns(rows, std::min(kTileRows, num_rows - half * kTileRows), from - block_first,
+                     to - block_first, {y.Row(from - begin) + half * kTileRows, 0, 0, y.stride});
+      }
+    }
+  }
+};
+
 // Many tokens. A panel of weights is multiplied with all of a group of tokens before the next: it
 // comes from memory once for them, and they stay in L2.
-FIRESTEEL_AMX size_t MultiplyMany(const QuantizedRows& x, const TileColumns& tiles,
-                                  const TypedView& w, size_t row_begin, size_t row_end,
-                                  const MatView& y) {
+template <class Product>
+FIRESTEEL_AMX void MultiplyMany(const Product& product, const TileColumns& tiles,
+                                size_t token_begin, size_t token_end, const TypedView& w,
+                                size_t row_begin, size_t row_end, const MatView& y) {
   constexpr size_t kGroupBytes = size_t{1280} << 10;
-  const size_t depth = std::min(tiles.depth, w.stride / kAlignment);
+  constexpr size_t kTokens = Product::kTokens;
+  const size_t row_stride = BytesOf(w.dtype, w.stride);
+  // The activations may be longer than the weights: by what pads them, or by another matrix's part.
+  const size_t depth = std::min(tiles.depth, row_stride / kAlignment);
   const size_t block_words = tiles.depth * kTileWordsTotal;
-  const size_t blocks = (x.rows + kTileColumns - 1) / kTileColumns;
-  const size_t group = std::max<size_t>(1, kGroupBytes / (2 * block_words * sizeof(int32_t)));
-  const size_t end = row_begin + (row_end - row_begin) / kPanelRows * kPanelRows;
-  const TileConfig config;
+  const size_t group = std::max<size_t>(1, kGroupBytes / (2 * depth * 64 * kTileColumns));
+  const size_t pairs_end = (token_end + kTokens - 1) / kTokens;
+  size_t configured = kPanelRows;
+  TileConfig config = ConfigOf(configured);
   _tile_loadconfig(&config);
-  for (size_t first = 0; first < blocks; first += group) {
-    const size_t count = std::min(group, blocks - first);
-    for (size_t row = row_begin; row < end; row += kPanelRows) {
-      const Panel panel{w.RowBytes(row), w.stride, w.row_scales + row, depth};
-      for (size_t b = 0; b < count; ++b) {
-        const size_t token = (first + b) * kTileColumns;
-        const size_t tokens = std::min(kTileColumns, x.rows - token);
-        const int32_t* const words = tiles.words + 2 * (first + b) * block_words;
-        MatView out{y.Row(token) + row, tokens, kPanelRows, y.stride};
+  for (size_t first = token_begin / kTokens; first < pairs_end; first += group) {
+    const size_t count = std::min(group, pairs_end - first);
+    for (size_t row = row_begin; row < row_end; row += kPanelRows) {
+      const Panel panel{w.RowBytes(row), row_stride, std::min(kPanelRows, row_end - row), depth};
+      if (panel.num_rows != configured) {
+        configured = panel.num_rows;
+        config = ConfigOf(configured);
+        _tile_loadconfig(&config);
+      }
+      for (size_t i = 0; i < count; ++i) {
+        const size_t begin = std::max(token_begin, (first + i) * kTokens);
+        const size_t end = std::min(token_end, (first + i + 1) * kTokens);
+        const int32_t* const words = tiles.words + 2 * (first + i) * block_words;
+        const MatView out{y.Row(begin) + row, end - begin, panel.num_rows, y.stride};
         Sums sums[4];
-        MultiplyPanel(panel, words, words + block_words, kPanelRows * b / count,
-                      kPanelRows * (b + 1) / count, out, sums);
-        const auto valid = static_cast<__mmask16>((1u << tokens) - 1);
-        const __m512 scales = _mm512_maskz_loadu_ps(valid, x.scales + token);
-        FinishPlanes(sums[0], sums[1], scales, panel.row_scales, out);
-        out.data += kTileRows;
-        FinishPlanes(sums[2], sums[3], scales, panel.row_scales + kTileRows, out);
+        MultiplyPanel<Product::kIntegers>(panel, words, words + block_words, kPanelRows * i / count,
+                                          kPanelRows * (i + 1) / count, out, sums);
+        product.Finish(sums, row, panel.num_rows, begin, end, out);
       }
     }
   }
   _tile_release();
-  return end;
 }
 
 }  // namespace
@@ -296,15 +382,25 @@ bool AmxAvailable() {
 
 void AmxMatMul(const QuantizedRows& x, const TileColumns& tiles, const TypedView& w,
                size_t row_begin, size_t row_end, const MatView& y) {
-  const auto multiply = x.rows < kManyTokens ? MultiplyFew : MultiplyMany;
-  const size_t end = multiply(x, tiles, w, row_begin, row_end, y);
+  if (x.rows >= kManyTokens) {
+    return MultiplyMany(PlanesOfTokens{x.scales, w.row_scales}, tiles, 0, x.rows, w, row_begin,
+                        row_end, y);
+  }
+  const size_t end = MultiplyFew(x, tiles, w, row_begin, row_end, y);
   QuantizedMatMul(x, w, end, row_end, y);  // the same bits
+}
+
+void AmxMatMul(const TileColumns& tiles, size_t token_begin, size_t token_end, const TypedView& w,
+               size_t row_begin, size_t row_end, const MatView& y) {
+  MultiplyMany(Tokens(), tiles, token_begin, token_end, w, row_begin, row_end, y);
 }
 
 #else  // FIRESTEEL_HAVE_AMX
 
 bool AmxAvailable() { return false; }
 void AmxMatMul(const QuantizedRows&, const TileColumns&, const TypedView&, size_t, size_t,
+               const MatView&) {}
+void AmxMatMul(const TileColumns&, size_t, size_t, const TypedView&, size_t, size_t,
                const MatView&) {}
 
 #endif

@@ -1,4 +1,5 @@
-// Products of tokens with 8-bit weights on AMX, the matrix unit of Intel's server CPUs.
+// Products of tokens with weights of 8 bits or in bf16 on AMX, the matrix unit of Intel's server
+// CPUs.
 //
 // Weights are read where they are, row by row, as the left operand; what is brought into the order
 // that the unit wants is the activations, once for all matrices that read them. So a batch that
@@ -15,9 +16,9 @@
 
 namespace firesteel::kernels {
 
-/// Columns of a tile: a plane of a token each.
+/// Columns of a tile: a token each, or one plane of it.
 inline constexpr size_t kTileColumns = 16;
-/// Four-byte words (neighbours along k) of a tile's column.
+/// Four-byte words of a tile's column: four bytes or two bf16, neighbours along k.
 inline constexpr size_t kTileWords = 16;
 
 /// Activations in the order of tiles: [columns / kTileColumns, words / kTileWords, kTileWords,
@@ -26,14 +27,14 @@ struct TileColumns {
   int32_t* words = nullptr;
   size_t depth = 0;  // tiles along k
 
-  /// Words that `tokens` tokens need, whose planes have `words` words each.
-  static size_t Words(size_t tokens, size_t words) {
-    return (tokens + kTileColumns - 1) / kTileColumns * 2 * kTileColumns *
+  /// Memory that `columns` columns of `words` words each need: tiles go in pairs.
+  static size_t Words(size_t columns, size_t words) {
+    return (columns + 2 * kTileColumns - 1) / (2 * kTileColumns) * 2 * kTileColumns *
            ((words + kTileWords - 1) / kTileWords * kTileWords);
   }
 };
 
-/// Whether the CPU has AMX with int8, the operating system lets this process use it, and
+/// Whether the CPU has AMX with int8 and bf16, the operating system lets this process use it, and
 /// the SIMD target in use is the one of such CPUs. Thread-safe.
 bool AmxAvailable();
 
@@ -41,10 +42,24 @@ bool AmxAvailable();
 /// Thread-safe for distinct rows.
 void SetTileColumns(const QuantizedRows& x, size_t row, size_t num_rows, const TileColumns& tiles);
 
+/// Writes x [cols], padded with anything to a multiple of kAlignment bytes, to a column.
+/// Thread-safe for distinct columns.
+void SetTileColumn(const BF16* x, size_t cols, size_t column, const TileColumns& tiles);
+
 /// y[t, n] for every row t of x and for n in [row_begin, row_end), with the bits of
 /// QuantizedMatMul. w kI8; `tiles` holds the x.rows rows of x. Requires AmxAvailable(). Thread-safe
 /// for disjoint row ranges of one y.
 void AmxMatMul(const QuantizedRows& x, const TileColumns& tiles, const TypedView& w,
+               size_t row_begin, size_t row_end, const MatView& y);
+
+/// y[t, n] = Σ_k x_t[k] · w[n, k] in f32 for tokens t in [token_begin, token_end), each of them a
+/// column of `tiles`, and for n in [row_begin, row_end).
+///
+/// w kBF16, its rows padded with zeros to kAlignment bytes; the columns may be longer than its
+/// rows. Bits depend on x_t, w[n, :] and the number of columns of w alone, and are not those of
+/// MatMul; denormals count as zero. Requires AmxAvailable(). Thread-safe for disjoint row ranges of
+/// one y.
+void AmxMatMul(const TileColumns& tiles, size_t token_begin, size_t token_end, const TypedView& w,
                size_t row_begin, size_t row_end, const MatView& y);
 
 }  // namespace firesteel::kernels

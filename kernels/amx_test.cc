@@ -18,8 +18,8 @@ class AmxTest : public ::testing::Test {
 };
 
 struct Columns {
-  Columns(size_t tokens, size_t words)
-      : memory(TileColumns::Words(tokens, words)),
+  Columns(size_t columns, size_t words)
+      : memory(TileColumns::Words(columns, words)),
         tiles{memory.data(), (words + kTileWords - 1) / kTileWords} {}
   Guarded<int32_t> memory;
   TileColumns tiles;
@@ -44,7 +44,7 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
       std::vector<float> scales(tokens);
       const QuantizedRows x{planes.data(),   offsets.data(), scales.data(), high_sums.data(),
                             low_sums.data(), tokens,         cols,          plane};
-      Columns columns(tokens, plane / 4);
+      Columns columns(2 * tokens, plane / 4);
       for (size_t t = 0; t < tokens; ++t) {
         QuantizeActivations(random_.Floats(cols).data(), x, t);
         SetTileColumns(x, t, tokens, columns.tiles);
@@ -61,6 +61,94 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
       AmxMatMul(x, columns.tiles, w, 0, cut, out);
       ASSERT_TRUE(SameBits(y.span(), expected)) << cols << ", " << tokens << ", " << rows;
       ASSERT_TRUE(y.GuardsIntact() && columns.memory.GuardsIntact());
+    }
+  }
+}
+
+// bf16 values in rows that are padded with zeros, and tokens of the same depth in tiles.
+struct FloatProduct {
+  FloatProduct(Random& random, size_t num_tokens, size_t num_rows, size_t num_cols)
+      : tokens(num_tokens),
+        rows(num_rows),
+        cols(num_cols),
+        stride(RoundUp(num_cols, kAlignment / sizeof(BF16))),
+        x(num_tokens * stride),
+        weights(num_rows * stride),
+        columns(num_tokens, (num_cols + 1) / 2) {
+    Fill(random, tokens, x);
+    Fill(random, rows, weights);
+    for (size_t t = 0; t < tokens; ++t) SetTileColumn(&x[t * stride], cols, t, columns.tiles);
+  }
+  void Fill(Random& random, size_t count, Guarded<BF16>& out) const {
+    std::fill(out.data(), out.data() + count * stride, BF16{0});
+    for (size_t i = 0; i < count; ++i) random.Fill(std::span(out.data() + i * stride, cols));
+  }
+  TypedView w() const { return {weights.data(), DType::kBF16, rows, cols, stride}; }
+
+  const size_t tokens, rows, cols, stride;
+  Guarded<BF16> x, weights;
+  Columns columns;
+};
+
+TEST_F(AmxTest, FloatsAreNearTheExactSumsAndTouchNothingElse) {
+  for (const size_t cols : {1, 2, 31, 32, 33, 130, 1024, 2304}) {
+    for (const size_t tokens : {1, 15, 16, 17, 32, 33, 100}) {
+      FloatProduct p(random_, tokens, 1 + random_.Below(100), cols);
+      Guarded<float> y(tokens * p.rows);
+      const size_t row_begin = p.rows / 3, row_end = p.rows - p.rows / 5;
+      const size_t begin = tokens / 4, end = tokens - tokens / 5;
+      AmxMatMul(p.columns.tiles, begin, end, p.w(), row_begin, row_end,
+                {y.data(), tokens, p.rows, p.rows});
+      for (size_t t = 0; t < tokens; ++t) {
+        for (size_t n = 0; n < p.rows; ++n) {
+          const float value = y[t * p.rows + n];
+          if (t < begin || t >= end || n < row_begin || n >= row_end) {
+            ASSERT_TRUE(std::isnan(value)) << t << ", " << n;
+            continue;
+          }
+          double sum = 0, magnitude = 0;
+          for (size_t k = 0; k < cols; ++k) {
+            const double product =
+                double{ToF32(p.x[t * p.stride + k])} * ToF32(p.weights[n * p.stride + k]);
+            sum += product;
+            magnitude += std::abs(product);
+          }
+          // Products are exact in f32; each addition rounds by at most half an ulp of a partial
+          // sum, which the magnitude bounds.
+          const double tolerance = static_cast<double>(cols + 1) * 0x1p-24 * magnitude + 1e-30;
+          ASSERT_NEAR(value, sum, tolerance) << t << ", " << n << " of " << cols;
+        }
+      }
+      ASSERT_TRUE(y.GuardsIntact() && p.columns.memory.GuardsIntact());
+    }
+  }
+}
+
+// A token's bits may not tell with which others, nor with which rows, it was multiplied, nor
+// whether its column goes on for another matrix.
+TEST_F(AmxTest, BitsOfFloatsDependOnTheTokenAndTheRowAlone) {
+  for (const size_t cols : {100, 1024, 2304}) {
+    const size_t tokens = 150, rows = 97;
+    const FloatProduct p(random_, tokens, rows, cols);
+    std::vector<float> all(tokens * rows);
+    AmxMatMul(p.columns.tiles, 0, tokens, p.w(), 0, rows, {all.data(), tokens, rows, rows});
+    Columns longer(tokens, cols);
+    std::vector<BF16> x(2 * cols);
+    const size_t places[] = {77, 0, 16, 31, 149};
+    for (const size_t token : {0, 3, 64, 149}) {
+      std::copy_n(&p.x[token * p.stride], cols, x.data());
+      random_.Fill(std::span(x.data() + p.stride, 2 * cols - p.stride));
+      for (const size_t place : places) {
+        SetTileColumn(x.data(), 2 * cols, place, longer.tiles);
+        std::vector<float> y(tokens * rows);
+        for (const auto& [begin, end] : {std::pair<size_t, size_t>{0, 5}, {5, 64}, {64, rows}}) {
+          AmxMatMul(longer.tiles, place, place + 1, p.w(), begin, end,
+                    {y.data(), tokens, rows, rows});
+        }
+        ASSERT_TRUE(
+            SameBits(std::span(&y[place * rows], rows), std::span(&all[token * rows], rows)))
+            << token << " at " << place << " of " << cols;
+      }
     }
   }
 }

@@ -1,5 +1,6 @@
 // MatMul on one thread: GFLOP/s of prefill chunks and GB/s of weights read in decode.
 
+#include "kernels/amx.h"
 #include "kernels/bench_util.h"
 #include "kernels/matmul.h"
 
@@ -34,6 +35,31 @@ void MatMulBF16(benchmark::State& state) {
   Run(state, DType::kBF16, static_cast<size_t>(state.range(0)), static_cast<size_t>(state.range(1)),
       static_cast<size_t>(state.range(2)));
 }
+
+// The same for prompts on AMX.
+void AmxBF16(benchmark::State& state) {
+  if (!AmxAvailable()) return state.SkipWithError("no AMX here");
+  const auto tokens = static_cast<size_t>(state.range(0)),
+             depth = static_cast<size_t>(state.range(1)),
+             rows = static_cast<size_t>(state.range(2));
+  const auto x = SomeBF16(tokens * depth), w = SomeBF16(rows * depth);
+  AlignedVector<int32_t> words(TileColumns::Words(tokens, depth / 2));
+  const TileColumns tiles{words.data(), depth / 2 / kTileWords};
+  for (size_t t = 0; t < tokens; ++t) SetTileColumn(&x[t * depth], depth, t, tiles);
+  AlignedVector<float> y(tokens * rows);
+  for (auto _ : state) {
+    AmxMatMul(tiles, 0, tokens, {w.data(), DType::kBF16, rows, depth, depth}, 0, rows,
+              {y.data(), tokens, rows, rows});
+    benchmark::ClobberMemory();
+  }
+  SetFlops(state, 2.0 * static_cast<double>(tokens * depth * rows));
+  SetBytes(state, 2.0 * static_cast<double>(depth * rows));
+}
+BENCHMARK(AmxBF16)
+    ->ArgNames({"tokens", "depth", "rows"})
+    ->Args({64, 2304, 4096})
+    ->Args({512, 2304, 4096})
+    ->Args({512, 1024, 13824});
 
 void Shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"tokens", "depth", "rows"});

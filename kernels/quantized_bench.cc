@@ -59,7 +59,7 @@ void MatMul(benchmark::State& state) {
 
   Rounded rounded(tokens, depth);
   const QuantizedRows x = rounded.view();
-  AlignedVector<int32_t> words(TileColumns::Words(tokens, depth / 4));
+  AlignedVector<int32_t> words(TileColumns::Words(2 * tokens, depth / 4));
   const TileColumns tiles{words.data(), depth / 64};
   const bool amx = state.range(3) == 2;
   if (amx && !AmxAvailable()) return state.SkipWithError("no AMX here");

@@ -69,7 +69,7 @@ void AddNibbleRows(const float* coefficients, const uint32_t* active, size_t num
                    const TypedView& w, float* y) {
   // Far enough ahead to cover the latency of memory; a row is a few lines.
   constexpr size_t kAhead = 8;
-  const size_t row_bytes = BytesOf(DType::kI4, w.stride);
+  const size_t row_bytes = BytesOf(DType::kI4, hwy::RoundUpTo(w.cols, kI4Group));
   HWY_ALIGN float ragged[kI4Group];
   for (size_t j = 0; j < num_active; ++j) {
     const uint8_t* const row = w.RowBytes(active[j]);
@@ -125,31 +125,35 @@ struct TwoVectors {
     b = hn::LoadU(DF(), p + hn::Lanes(DF()));
   }
 
-  // The sums of columns of TW.
+  // y = or += the sums of columns of TW.
   template <typename TW>
-  static HWY_INLINE void LoadSums(const float* y, V& a, V& b) {
-    if constexpr (sizeof(TW) == sizeof(BF16)) {
-      hn::LoadInterleaved2(DF(), y, a, b);
-    } else {
-      Load(y, a, b);
+  static HWY_INLINE void Store(V a, V b, bool add, float* y) {
+    const DF df;
+    constexpr bool kInterleaved = sizeof(TW) == sizeof(BF16);
+    if (add) {
+      V y0, y1;
+      if constexpr (kInterleaved) {
+        hn::LoadInterleaved2(df, y, y0, y1);
+      } else {
+        Load(y, y0, y1);
+      }
+      a = hn::Add(y0, a);
+      b = hn::Add(y1, b);
     }
-  }
-  template <typename TW>
-  static HWY_INLINE void StoreSums(V a, V b, float* y) {
-    if constexpr (sizeof(TW) == sizeof(BF16)) {
-      hn::StoreInterleaved2(a, b, DF(), y);
+    if constexpr (kInterleaved) {
+      hn::StoreInterleaved2(a, b, df, y);
     } else {
-      hn::StoreU(a, DF(), y);
-      hn::StoreU(b, DF(), y + hn::Lanes(DF()));
+      hn::StoreU(a, df, y);
+      hn::StoreU(b, df, y + hn::Lanes(df));
     }
   }
 };
 
-// Adds 2 · kPairs vectors of columns of all listed rows.
+// 2 · kPairs vectors of columns of all listed rows.
 template <size_t kPairs, typename TW>
-HWY_INLINE void AddColumnBlock(const float* HWY_RESTRICT coefficients,
+HWY_INLINE void SumColumnBlock(const float* HWY_RESTRICT coefficients,
                                const uint32_t* HWY_RESTRICT active, size_t num_active,
-                               const TW* HWY_RESTRICT column, size_t stride,
+                               const TW* HWY_RESTRICT column, size_t stride, bool add,
                                float* HWY_RESTRICT y) {
   static_assert(kPairs == 1 || kPairs == 4);
   const TwoVectors::DF df;
@@ -157,13 +161,7 @@ HWY_INLINE void AddColumnBlock(const float* HWY_RESTRICT coefficients,
   const size_t lanes = hn::Lanes(df);
   const size_t two = 2 * lanes;
   V a0 = hn::Zero(df), b0 = a0, a1 = a0, b1 = a0, a2 = a0, b2 = a0, a3 = a0, b3 = a0;
-  TwoVectors::LoadSums<TW>(y, a0, b0);
-  if constexpr (kPairs > 1) {
-    TwoVectors::LoadSums<TW>(y + two, a1, b1);
-    TwoVectors::LoadSums<TW>(y + 2 * two, a2, b2);
-    TwoVectors::LoadSums<TW>(y + 3 * two, a3, b3);
-  }
-  const auto add = [&](size_t j) HWY_ATTR {
+  const auto add_row = [&](size_t j) HWY_ATTR {
     const TW* const row = column + active[j] * stride;
     const V c = hn::Set(df, coefficients[j]);
     const auto add_two = [&](const TW* p, V& a, V& b) HWY_ATTR {
@@ -186,45 +184,55 @@ HWY_INLINE void AddColumnBlock(const float* HWY_RESTRICT coefficients,
   for (; j + kAhead < num_active; ++j) {
     const TW* const ahead = column + active[j + kAhead] * stride;
     for (size_t i = 0; i < kPairs; ++i) hwy::Prefetch(ahead + i * two);
-    add(j);
+    add_row(j);
   }
-  for (; j < num_active; ++j) add(j);
-  TwoVectors::StoreSums<TW>(a0, b0, y);
+  for (; j < num_active; ++j) add_row(j);
+  TwoVectors::Store<TW>(a0, b0, add, y);
   if constexpr (kPairs > 1) {
-    TwoVectors::StoreSums<TW>(a1, b1, y + two);
-    TwoVectors::StoreSums<TW>(a2, b2, y + 2 * two);
-    TwoVectors::StoreSums<TW>(a3, b3, y + 3 * two);
+    TwoVectors::Store<TW>(a1, b1, add, y + two);
+    TwoVectors::Store<TW>(a2, b2, add, y + 2 * two);
+    TwoVectors::Store<TW>(a3, b3, add, y + 3 * two);
   }
+}
+
+// Up to kI4Group columns from `first` on, of any type.
+void SumFewColumns(const float* coefficients, const uint32_t* active, size_t num_active,
+                   const TypedView& w, size_t first, bool add, float* y) {
+  TypedView part = w;
+  part.data = w.RowBytes(0) + BytesOf(w.dtype, first);
+  part.cols = HWY_MIN(kI4Group, w.cols - first);
+  if (w.block_scales != nullptr) part.block_scales = w.block_scales + first / kI4Block;
+  HWY_ALIGN float sums[kI4Group] = {};
+  AddSparseVecMatImpl(coefficients, active, num_active, part, sums);
+  for (size_t i = 0; i < part.cols; ++i) y[first + i] = add ? y[first + i] + sums[i] : sums[i];
 }
 
 template <typename TW>
-void AddColumns(const float* coefficients, const uint32_t* active, size_t num_active,
-                const TypedView& w, float* y) {
+void SumColumns(const float* coefficients, const uint32_t* active, size_t num_active,
+                const TypedView& w, bool add, float* y) {
   const size_t two = 2 * hn::Lanes(TwoVectors::DF());
   size_t i = 0;
   for (; i + 4 * two <= w.cols; i += 4 * two) {
-    AddColumnBlock<4>(coefficients, active, num_active, w.Row<TW>(0) + i, w.stride, y + i);
+    SumColumnBlock<4>(coefficients, active, num_active, w.Row<TW>(0) + i, w.stride, add, y + i);
   }
   for (; i + two <= w.cols; i += two) {
-    AddColumnBlock<1>(coefficients, active, num_active, w.Row<TW>(0) + i, w.stride, y + i);
+    SumColumnBlock<1>(coefficients, active, num_active, w.Row<TW>(0) + i, w.stride, add, y + i);
   }
-  if (i == w.cols) return;
-  TypedView rest = w;
-  rest.data = w.Row<TW>(0) + i;
-  rest.cols = w.cols - i;
-  AddSparseVecMatImpl(coefficients, active, num_active, rest, y + i);
+  if (i < w.cols) SumFewColumns(coefficients, active, num_active, w, i, add, y);
 }
 
-void AddSparseColumnsImpl(const float* coefficients, const uint32_t* active, size_t num_active,
-                          const TypedView& w, float* y) {
+void SumSparseColumnsImpl(const float* coefficients, const uint32_t* active, size_t num_active,
+                          const TypedView& w, bool add, float* y) {
   switch (w.dtype) {
     case DType::kF32:
-      return AddColumns<float>(coefficients, active, num_active, w, y);
+      return SumColumns<float>(coefficients, active, num_active, w, add, y);
     case DType::kBF16:
-      return AddColumns<BF16>(coefficients, active, num_active, w, y);
+      return SumColumns<BF16>(coefficients, active, num_active, w, add, y);
     case DType::kI8:
     case DType::kI4:
-      return AddSparseVecMatImpl(coefficients, active, num_active, w, y);
+      for (size_t i = 0; i < w.cols; i += kI4Group) {
+        SumFewColumns(coefficients, active, num_active, w, i, add, y);
+      }
   }
 }
 
@@ -237,7 +245,7 @@ namespace firesteel::kernels {
 
 HWY_EXPORT(MaskedMatVecImpl);
 HWY_EXPORT(AddSparseVecMatImpl);
-HWY_EXPORT(AddSparseColumnsImpl);
+HWY_EXPORT(SumSparseColumnsImpl);
 
 void MaskedMatVec(const TypedView& x, const TypedView& w, const uint32_t* active, size_t begin,
                   size_t end, float* out) {
@@ -259,9 +267,9 @@ void AddSparseVecMat(const float* coefficients, const uint32_t* active, size_t n
   HWY_DYNAMIC_DISPATCH(AddSparseVecMatImpl)(coefficients, active, num_active, w, y);
 }
 
-void AddSparseColumns(const float* coefficients, const uint32_t* active, size_t num_active,
-                      const TypedView& w, float* y) {
-  HWY_DYNAMIC_DISPATCH(AddSparseColumnsImpl)(coefficients, active, num_active, w, y);
+void SumSparseColumns(const float* coefficients, const uint32_t* active, size_t num_active,
+                      const TypedView& w, bool add, float* y) {
+  HWY_DYNAMIC_DISPATCH(SumSparseColumnsImpl)(coefficients, active, num_active, w, add, y);
 }
 
 }  // namespace firesteel::kernels

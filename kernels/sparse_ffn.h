@@ -31,10 +31,11 @@ void FetchFirstRows(const TypedView& w, const uint32_t* active, size_t num_activ
 void AddSparseVecMat(const float* coefficients, const uint32_t* active, size_t num_active,
                      const TypedView& w, float* y);
 
-/// The same, to the bit, for rows that are in a cache already, since other coefficients needed
-/// them, too: sums of columns stay in registers.
-void AddSparseColumns(const float* coefficients, const uint32_t* active, size_t num_active,
-                      const TypedView& w, float* y);
+/// The same sums, to the bit, of rows that are in a cache already, since other coefficients needed
+/// them, too: y[c] = or (if `add`) += Σ_j coefficients[j] · w[active[j], c]. Sums of columns stay
+/// in registers. The columns begin at a multiple of kI4Group of those of the matrix.
+void SumSparseColumns(const float* coefficients, const uint32_t* active, size_t num_active,
+                      const TypedView& w, bool add, float* y);
 
 }  // namespace firesteel::kernels
 

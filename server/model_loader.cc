@@ -12,7 +12,6 @@
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/packed_file.h"
 #include "runtime/checkpoint/weights.h"
-#include "runtime/gemm/gemm.h"
 #include "runtime/tokenizer/tokenizer.h"
 #include "server/answer_size.h"
 #include "server/logging.h"
@@ -47,8 +46,7 @@ class WaitingSink final : public GenerationSink {
 
 // What multiplies prompts and batches, for the log.
 std::string MatrixUnits(const ModelWeights& weights, ComputeType compute) {
-  if (compute == ComputeType::kBF16) return gemm::Description();
-  if (!weights.types.Has(kernels::DType::kI8)) return "not used";
+  if (compute != ComputeType::kBF16 && !weights.types.Has(kernels::DType::kI8)) return "not used";
   return kernels::AmxAvailable() ? "AMX" : "none";
 }
 

@@ -20,7 +20,6 @@ BUILD_PACKAGES=(
   clang-19 libclang-rt-19-dev lld-19 # the compiler, its sanitizers, the linker
   make cmake ninja-build ccache pkg-config
   libhwy-dev                                                         # SIMD kernels
-  libdnnl-dev                                                        # oneDNN: prefill on matrix units
   libprotobuf-dev protobuf-compiler libgrpc++-dev protobuf-compiler-grpc libabsl-dev zlib1g-dev libssl-dev libcivetweb-dev
   libsentencepiece-dev nlohmann-json3-dev                            # model folders
   libxxhash-dev                                                      # packed files: checksums

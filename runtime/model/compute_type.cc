@@ -2,7 +2,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "runtime/gemm/gemm.h"
+#include "kernels/amx.h"
 
 namespace firesteel {
 
@@ -14,7 +14,7 @@ absl::StatusOr<ComputeType> ResolveComputeType(std::optional<ComputeType> wanted
     if (quantized) return ComputeType::kInteger;
     // bf16 gains where matrix units multiply prompts; elsewhere f32 is more exact and as fast: see
     // docs/benchmarks.md.
-    const bool gains = bf16 && gemm::Available();
+    const bool gains = bf16 && kernels::AmxAvailable();
     return gains ? ComputeType::kBF16 : ComputeType::kF32;
   }
   const bool possible = *wanted == ComputeType::kF32    ? !quantized

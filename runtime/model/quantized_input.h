@@ -22,7 +22,7 @@ class QuantizedInput {
     // keeps each aligned.
     plane_ = (cols + kernels::kQuantizedPadding - 1) / kernels::kQuantizedPadding *
              kernels::kQuantizedPadding;
-    tiles_ = Matrix(1, kernels::TileColumns::Words(tiled_rows, plane_ / 4) * sizeof(int32_t),
+    tiles_ = Matrix(1, kernels::TileColumns::Words(2 * tiled_rows, plane_ / 4) * sizeof(int32_t),
                     kernels::DType::kI8);
     memory_ = Matrix(1, rows * (3 * plane_ + 3 * sizeof(float)), kernels::DType::kI8);
   }

@@ -62,8 +62,8 @@ SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, si
       needed_(config.intermediate_size),
       union_(config.intermediate_size),
       union_sizes_(num_ranges_),
-      sums_(std::max(max_rows, std::min(max_rows, kFewRows) * num_ranges_),
-            kernels::SumCols(config.hidden_size), DType::kF32),
+      sums_(std::min(max_rows, kFewRows) * num_ranges_, kernels::SumCols(config.hidden_size),
+            DType::kF32),
       scratch_(num_threads) {
   if (!integer_down_) return;
   const size_t rows = std::min(max_rows, std::max(kFewRows, max_rows / num_threads + 1));
@@ -147,15 +147,8 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
     Part part{weights, input, up, share, 0, 0, false, false, fetcher};
     for (; part.range < num_ranges_; part.range = part.next) {
       part.next = part.range + 1;
-      if (integer_down_) {
-        part.add = part.range > 0;
-        AddRange(worker, part, [&](size_t row) { return out.Row(row); });
-        continue;
-      }
-      AddRange(worker, part, [&](size_t row) { return RowOf(sums_, row); });
-      for (size_t row = share.begin; row < share.end; ++row) {
-        AddRangeSum(part.range, RowOf(sums_, row), out.Row(row));
-      }
+      part.add = part.range > 0;
+      AddRange(worker, part, [&](size_t row) { return out.Row(row); });
     }
   }
   if (!integer_down_) return;
@@ -174,17 +167,21 @@ void SparkFfn::AddRange(Worker& worker, const Part& part, const SumFn& sum) {
     ProjectUp(part, row, list);
   });
   if (integer_down_) return AddIntegers(worker, part, sum);
-  for (size_t row = part.rows.begin; row < part.rows.end; ++row) {
+  const kernels::TypedView w = part.weights.down_proj.view();
+  for (size_t row = part.rows.begin; part.few && row < part.rows.end; ++row) {
     std::memset(sum(row), 0, kernels::SumCols(config_.hidden_size) * sizeof(float));
   }
-  const kernels::TypedView w = part.weights.down_proj.view();
   ForColumns(worker, part, [&](size_t row, IndexRange cols) {
     const IndexRange list = ListOf(row, part.range);
     const float* const coefficients = RowOf(excess_, row) + list.begin;
     const uint32_t* const active = &active_[row * stride_ + list.begin];
     const size_t count = list.end - list.begin;
-    const auto add = part.few ? kernels::AddSparseVecMat : kernels::AddSparseColumns;
-    add(coefficients, active, count, Columns(w, cols), sum(row) + cols.begin);
+    float* const out = sum(row) + cols.begin;
+    if (part.few) {
+      kernels::AddSparseVecMat(coefficients, active, count, Columns(w, cols), out);
+    } else {
+      kernels::SumSparseColumns(coefficients, active, count, Columns(w, cols), part.add, out);
+    }
   });
 }
 

@@ -70,7 +70,7 @@ class SparkFfn {
     size_t range;  // of neurons
     size_t next;   // the worker's next range, if there is one
     bool few;      // the workers share the ranges, whose unions are known
-    bool add;      // to what the sums hold (integers only)
+    bool add;      // to what the sums hold (many rows)
     kernels::RowFetcher& fetcher;
 
     bool alone() const { return rows.end - rows.begin == 1; }
@@ -124,7 +124,7 @@ class SparkFfn {
   std::vector<uint32_t> union_;         // [F]: those neurons, rising, from each range's place on
   std::vector<uint32_t> union_sizes_;   // [ranges]
   std::atomic<uint32_t> union_size_{0};
-  Matrix sums_;  // [few rows · ranges or R, SumCols(d)]
+  Matrix sums_;  // [few rows · ranges, SumCols(d)]
   std::vector<WorkerScratch> scratch_;
   std::atomic<size_t> next_range_{0};
 };

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/amx.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/integer_rows.h"
@@ -12,7 +13,6 @@
 #include "kernels/quantized.h"
 #include "kernels/sparse_ffn.h"
 #include "kernels/statistical_topk.h"
-#include "runtime/gemm/gemm.h"
 
 namespace firesteel {
 namespace {
@@ -24,7 +24,6 @@ using kernels::TypedView;
 // Shares of a matrix's rows or columns are cut at these, so that no two workers write one cache
 // line.
 constexpr size_t kRowGrain = 64;
-static_assert(kRowGrain % gemm::kRowGrain == 0);
 
 // From so many rows on, products with 8-bit weights take tiles (kernels/amx.h).
 constexpr size_t kMinTileRows = 3;
@@ -40,11 +39,9 @@ MatView Writable(Matrix& matrix, size_t rows) { return Writable(matrix, IndexRan
 }  // namespace
 
 struct Transformer::WorkerScratch {
-  Matrix attention;                  // [1, AttentionScratchFloats(heads of a KV head, context)]
-  std::vector<uint32_t> kept;        // [heads of a KV head, context + slack]
-  std::vector<size_t> num_kept;      // [heads of a KV head]
-  std::unique_ptr<gemm::Gemm> gemm;  // null: no matrix units, or no use for them
-  absl::Status gemm_error;
+  Matrix attention;              // [1, AttentionScratchFloats(heads of a KV head, context)]
+  std::vector<uint32_t> kept;    // [heads of a KV head, context + slack]
+  std::vector<size_t> num_kept;  // [heads of a KV head]
 };
 
 Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
@@ -55,7 +52,8 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
       compute_(compute),
       pool_(pool),
       max_rows_(max_rows),
-      tiles_(weights_->types.Has(DType::kI8) && kernels::AmxAvailable()),
+      tiles_((compute_ == ComputeType::kBF16 || weights_->types.Has(DType::kI8)) &&
+             kernels::AmxAvailable()),
       attention_(AttentionShapeOf(config_, kv_dtype)),
       predictor_rope_(attention_.predictor_dim, config_.max_position_embeddings,
                       config_.rope_theta),
@@ -83,6 +81,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
   gate_ = Matrix(max_rows, f, DType::kF32);
   up_ = Matrix(max_rows, f, DType::kF32);
   head_input_ = MakeInput(max_logit_rows, d);
+  head_input_.tiles = Matrix();  // its rows are not those of the step
   logits_ = Matrix(max_logit_rows, config_.vocab_size, DType::kF32);
   if (head.has_value()) {
     head_ = std::make_unique<SublinearHead>(weights_->embedding, config_.final_logit_softcapping,
@@ -96,9 +95,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     const size_t heads = config_.num_heads / config_.num_kv_heads;
     scratch_.push_back({Matrix(1, kernels::AttentionScratchFloats(heads, context), DType::kF32),
                         std::vector<uint32_t>(heads * (context + kernels::kCompactionSlack)),
-                        std::vector<size_t>(heads), nullptr, absl::OkStatus()});
-    if (!gemm::Available() || compute_ != ComputeType::kBF16) continue;
-    scratch_.back().gemm = gemm::Gemm::Create().value();  // it is available
+                        std::vector<size_t>(heads)});
   }
 
   if (!config_.spark()) {
@@ -122,7 +119,7 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
 
 Transformer::~Transformer() = default;
 
-absl::Status Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe) {
+void Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe) {
   ListRows(batch);
   probe_ = probe;
   phase_start_ = std::chrono::steady_clock::now();
@@ -159,11 +156,6 @@ absl::Status Transformer::Forward(std::span<const SequenceSlice> batch, Activity
   const auto end = std::chrono::steady_clock::now();
   phase_seconds_[static_cast<size_t>(Phase::kHead)] +=
       std::chrono::duration<double>(end - phase_start_).count();
-  absl::Status status;
-  for (WorkerScratch& scratch : scratch_) {
-    status.Update(std::exchange(scratch.gemm_error, absl::OkStatus()));
-  }
-  return status;
 }
 
 // Behind a barrier: the time since the last call belongs to `phase`.
@@ -204,7 +196,7 @@ void Transformer::ListRows(std::span<const SequenceSlice> batch) {
         head_rows_.push_back(rows_.size());
         head_top_k_.push_back(head_ != nullptr && head_->Takes(slice.top_k) ? slice.top_k : 0);
       }
-      rows_.push_back({slice.tokens[i], slice.position + i, slice.kv_blocks.data()});
+      rows_.push_back({slice.tokens[i], slice.position + i, slice.kv_blocks.data(), slice.prompt});
     }
   }
   head_slots_.resize(head_rows_.size());
@@ -252,18 +244,18 @@ void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weigh
 
 // The rows `share` of output = input · weightᵀ, for all rows of the step. In bf16 what is of a
 // prompt takes the matrix units, however few rows the step has of it.
-void Transformer::Multiply(Worker& worker, DenseInput& input, const Matrix& weight,
+void Transformer::Multiply(const Worker& worker, DenseInput& input, const Matrix& weight,
                            IndexRange share, Matrix& output) {
   Tell(worker, weight, share);
   if (compute_ == ComputeType::kInteger) {
     return MultiplyIntegers(input.integer, rows_.size(), weight, share, output);
   }
-  if (scratch_[worker.index()].gemm == nullptr) {
+  if (input.tiles.rows() == 0) {
     return MultiplyFloats(input, {0, rows_.size()}, weight, share, output);
   }
   for (const Run& run : runs_) {
     if (run.prompt) {
-      MultiplyOnMatrixUnits(worker, input, run.rows, weight, share, output);
+      MultiplyPrompt(input, run.rows, weight, share, output);
     } else {
       MultiplyFloats(input, run.rows, weight, share, output);
     }
@@ -277,17 +269,10 @@ void Transformer::MultiplyFloats(const DenseInput& input, IndexRange rows, const
                   share.end, Writable(output, rows));
 }
 
-void Transformer::MultiplyOnMatrixUnits(Worker& worker, const DenseInput& input, IndexRange rows,
-                                        const Matrix& weight, IndexRange share, Matrix& output) {
-  using kernels::BF16;
-  WorkerScratch& scratch = scratch_[worker.index()];
-  const size_t count = rows.end - rows.begin;
-  const TypedView x = View(input, rows.begin, count, 0, weight.cols());
-  const TypedView w = weight.view();
-  const MatView y = Writable(output, rows);
-  scratch.gemm_error.Update(scratch.gemm->Multiply(
-      {x.Row<BF16>(0), count, x.cols, x.stride}, {w.Row<BF16>(0), w.rows, w.cols, w.stride},
-      share.begin, share.end, {y.data, count, y.cols, y.stride}));
+void Transformer::MultiplyPrompt(DenseInput& input, IndexRange rows, const Matrix& weight,
+                                 IndexRange share, Matrix& output) const {
+  kernels::AmxMatMul(Tiles(input), rows.begin, rows.end, weight.view(), share.begin, share.end,
+                     Writable(output, rows_.size()));
 }
 
 // The same with integers. Sums of products are exact, so that both ways give the same bits: which
@@ -570,10 +555,21 @@ TypedView Transformer::View(const DenseInput& input, size_t first_row, size_t ro
 }
 
 Transformer::DenseInput Transformer::MakeInput(size_t rows, size_t cols) const {
-  DenseInput input{Matrix(rows, cols, DType::kF32), Matrix(), QuantizedInput()};
-  if (compute_ == ComputeType::kBF16) input.bf16 = Matrix(rows, cols, DType::kBF16);
+  DenseInput input{Matrix(rows, cols, DType::kF32), Matrix(), Matrix(), QuantizedInput()};
+  if (compute_ == ComputeType::kBF16) {
+    input.bf16 = Matrix(rows, cols, DType::kBF16);
+    const size_t words = kernels::TileColumns::Words(rows, (cols + 1) / 2);
+    if (tiles_) input.tiles = Matrix(1, words, DType::kF32);
+  }
   if (compute_ == ComputeType::kInteger) input.integer = MakeIntegers(rows, cols);
   return input;
+}
+
+// What of `input` is of a prompt, in the order of tiles.
+kernels::TileColumns Transformer::Tiles(DenseInput& input) {
+  const size_t words = (input.bf16.cols() + 1) / 2;
+  return {static_cast<int32_t*>(input.tiles.MutableRow(0)),
+          (words + kernels::kTileWords - 1) / kernels::kTileWords};
 }
 
 QuantizedInput Transformer::MakeIntegers(size_t rows, size_t cols) const {
@@ -596,6 +592,10 @@ void Transformer::RoundRow(DenseInput& input, size_t row, size_t num_rows) const
     case ComputeType::kBF16:
       kernels::RoundToBF16(RowOf(input.f32, row), input.f32.cols(),
                            static_cast<kernels::BF16*>(input.bf16.MutableRow(row)));
+      if (input.tiles.rows() > 0 && rows_[row].prompt) {
+        kernels::SetTileColumn(input.bf16.view().Row<kernels::BF16>(row), input.bf16.cols(), row,
+                               Tiles(input));
+      }
       break;
     case ComputeType::kInteger:
       RoundToIntegers(RowOf(input.f32, row), row, num_rows, input.integer);

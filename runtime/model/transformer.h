@@ -82,9 +82,8 @@ class Transformer {
   ~Transformer();
 
   /// Runs all slices as one batch and writes their keys and values to the cache. Slices are of
-  /// different sequences. `probe` may be null. Internal error if the matrix units' library fails
-  /// (out of memory, say): logits and what was written to the cache are undefined then.
-  absl::Status Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe = nullptr);
+  /// different sequences. `probe` may be null.
+  void Forward(std::span<const SequenceSlice> batch, ActivityProbe* probe = nullptr);
 
   /// Of the last Forward: logits [vocab_size] of the i-th row that wanted them, in the order of the
   /// batch. Empty where it has candidates instead.
@@ -115,11 +114,13 @@ class Transformer {
     int32_t token;
     size_t position;
     std::byte* const* blocks;
+    bool prompt;
   };
   // An input of dense products: always in f32, and rounded to what the compute type says.
   struct DenseInput {
     Matrix f32;
     Matrix bf16;
+    Matrix tiles;  // one row: bf16 in the order of kernels/amx.h, where prompts need it
     QuantizedInput integer;
   };
   // Rows of the step that are neighbours and of one kind.
@@ -154,12 +155,12 @@ class Transformer {
   void CountAttended(size_t layer, size_t row);
 
   void EndPhase(Worker& worker, Phase phase);
-  void Multiply(Worker& worker, DenseInput& input, const Matrix& weight, IndexRange share,
+  void Multiply(const Worker& worker, DenseInput& input, const Matrix& weight, IndexRange share,
                 Matrix& output);
   void MultiplyFloats(const DenseInput& input, IndexRange rows, const Matrix& weight,
                       IndexRange share, Matrix& output) const;
-  void MultiplyOnMatrixUnits(Worker& worker, const DenseInput& input, IndexRange rows,
-                             const Matrix& weight, IndexRange share, Matrix& output);
+  void MultiplyPrompt(DenseInput& input, IndexRange rows, const Matrix& weight, IndexRange share,
+                      Matrix& output) const;
   void MultiplyIntegers(QuantizedInput& input, size_t rows, const Matrix& weight, IndexRange share,
                         Matrix& output);
   QuantizedInput MakeIntegers(size_t rows, size_t cols) const;
@@ -169,6 +170,7 @@ class Transformer {
   kernels::TypedView View(const DenseInput& input, size_t first_row, size_t rows, size_t first_col,
                           size_t cols) const;
   DenseInput MakeInput(size_t rows, size_t cols) const;
+  static kernels::TileColumns Tiles(DenseInput& input);
   void RoundRow(DenseInput& input, size_t row, size_t num_rows) const;
   size_t FirstVisible(size_t layer, size_t position) const;
 

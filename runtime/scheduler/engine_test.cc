@@ -113,7 +113,7 @@ TEST_F(EngineTest, GreedyIsWhatTheModelSays) {
   while (expected.size() < 20) {
     const SequenceSlice slice{std::span(ids).subspan(computed), computed, lease.blocks(),
                               LogitRows::kLast};
-    EXPECT_TRUE(model.Forward({&slice, 1}).ok());
+    model.Forward({&slice, 1});
     computed = ids.size();
     const auto logits = model.logits(0);
     expected.push_back(

@@ -11,10 +11,10 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "kernels/amx.h"
 #include "kernels/compute_peak.h"
 #include "kernels/memory_read.h"
 #include "runtime/checkpoint/weights.h"
-#include "runtime/gemm/gemm.h"
 
 namespace firesteel::bench {
 
@@ -57,31 +57,27 @@ ComputeSpeed MeasureCompute(WorkerPool& pool) {
     float mine[3] = {0.5f, 1.0f, 0.0f};
     kernels::MultiplyAdds(kSteps, mine);
   });
-  if (!gemm::Available()) return speed;
+  if (!kernels::AmxAvailable()) return speed;
 
-  using kernels::BF16;
-  constexpr size_t kTokens = 64, kSize = 2304, kRepeats = 8;
+  constexpr size_t kTokens = 64, kDepth = 2304, kRows = 256, kRepeats = 8;
   struct Product {
-    std::unique_ptr<gemm::Gemm> gemm = gemm::Gemm::Create().value();
-    Matrix x{kTokens, kSize, kernels::DType::kBF16};
-    Matrix w{gemm::kRowGrain * 4, kSize, kernels::DType::kBF16};
-    Matrix y{kTokens, gemm::kRowGrain * 4, kernels::DType::kF32};
+    Matrix x{1, kernels::TileColumns::Words(kTokens, kDepth / 2), kernels::DType::kF32};
+    Matrix w{kRows, kDepth, kernels::DType::kBF16};
+    Matrix y{kTokens, kRows, kernels::DType::kF32};
   };
   std::vector<Product> products(pool.num_threads());
-  const double operations = 2.0 * kRepeats * threads * static_cast<double>(kTokens * kSize) *
-                            static_cast<double>(products[0].w.rows());
-  std::atomic<bool> ok{true};
-  const double rate = BestRate(pool, operations, [&](Worker& worker) {
+  const double operations =
+      2.0 * kRepeats * threads * static_cast<double>(kTokens * kDepth * kRows);
+  speed.bf16 = BestRate(pool, operations, [&](Worker& worker) {
     Product& p = products[worker.index()];
-    const kernels::TypedView x = p.x.view(), w = p.w.view(), y = p.y.view();
+    const kernels::TileColumns tiles{static_cast<int32_t*>(p.x.MutableRow(0)),
+                                     kDepth / 2 / kernels::kTileWords};
+    const kernels::MatView y{static_cast<float*>(p.y.MutableRow(0)), kTokens, kRows,
+                             p.y.view().stride};
     for (size_t i = 0; i < kRepeats; ++i) {
-      const absl::Status status = p.gemm->Multiply(
-          {x.Row<BF16>(0), x.rows, x.cols, x.stride}, {w.Row<BF16>(0), w.rows, w.cols, w.stride}, 0,
-          w.rows, {static_cast<float*>(p.y.MutableRow(0)), y.rows, y.cols, y.stride});
-      if (!status.ok()) ok = false;
+      kernels::AmxMatMul(tiles, 0, kTokens, p.w.view(), 0, kRows, y);
     }
   });
-  if (ok) speed.bf16 = rate;
   return speed;
 }
 

@@ -22,8 +22,7 @@ struct MemorySpeed {
 /// How fast the whole team multiplies, in 10⁹ operations a second.
 struct ComputeSpeed {
   double f32 = 0;   // vectors of f32
-  double bf16 = 0;  // what runtime/gemm makes of a product of 64 × 2304 × 2304 in the caches; 0
-                    // without matrix units
+  double bf16 = 0;  // a product of 64 × 2304 × 256 from the caches on AMX; 0 without
 };
 
 /// The best of several passes.

@@ -128,7 +128,7 @@ std::string ToRoofline(const Report& report) {
   DrawRoof(&svg, x, y, memory.sequential, report.compute_speed.f32, "f32 vectors");
   if (report.compute_speed.bf16 > 0) {
     DrawRoof(&svg, x, y, memory.sequential, report.compute_speed.bf16,
-             "bf16 matrix units, as oneDNN uses them");
+             "bf16 matrix units, a product from the caches");
   }
   for (size_t i = 0; i < dots.size(); ++i) {
     const Dot& dot = dots[i];

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <iostream>
 #include <random>
 #include <utility>
 
@@ -67,19 +65,12 @@ std::vector<int32_t> Subject::WriteText(size_t tokens) {
   std::vector<int32_t> text = {weights_->config.bos_token_id};
   while (text.size() < tokens) {
     const SequenceSlice slice{{&text.back(), 1}, text.size() - 1, lease.blocks(), LogitRows::kLast};
-    Forward({&slice, 1});
+    transformer_.Forward({&slice, 1});
     const auto next = sampler.Sample(transformer_.logits(0), {.seed = 1}, 0, text.size(),
                                      weights_->config.eos_token_ids);
     text.push_back(next.value_or(0));
   }
   return text;
-}
-
-void Subject::Forward(std::span<const SequenceSlice> batch) {
-  const absl::Status status = transformer_.Forward(batch);
-  if (status.ok()) return;
-  std::cerr << "firesteel-bench: " << status.message() << "\n";
-  std::exit(1);
 }
 
 void Subject::AddStepCost(Sample* sample) const {
@@ -107,7 +98,7 @@ void Subject::FillCache(std::span<std::byte* const> blocks, size_t tokens, Sampl
                               at + n == tokens ? LogitRows::kLast : LogitRows::kNone,
                               sublinear_head_ ? 1u : 0u,
                               /*prompt=*/true};
-    Forward({&slice, 1});
+    transformer_.Forward({&slice, 1});
     if (sample != nullptr) AddStepCost(sample);
   }
 }
@@ -161,7 +152,7 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
                    sublinear_head_ ? 1u : 0u};
     }
     const Stopwatch watch;
-    Forward(slices);
+    transformer_.Forward(slices);
     const double computed = watch.seconds();
     DrawTokens(step, last);
     seconds += watch.seconds();

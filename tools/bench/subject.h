@@ -62,7 +62,6 @@ class Subject {
   void FillCache(std::span<std::byte* const> blocks, size_t tokens, Sample* sample);
   Sample PerToken(Sample sum, const std::array<double, kNumPhases>& before, double tokens,
                   double seconds) const;
-  void Forward(std::span<const SequenceSlice> batch);
   void AddStepCost(Sample* sample) const;
   void DrawTokens(size_t step, std::span<int32_t> tokens);
 
