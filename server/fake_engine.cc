@@ -149,6 +149,13 @@ Engine::RequestHandle FakeEngine::WaitForRequest(size_t index) {
   return admitted_[index];
 }
 
+Engine::RequestHandle FakeEngine::HandleOf(const std::string& request_id) {
+  MutexLock lock(&mutex_);
+  return std::find_if(requests_.begin(), requests_.end(),
+                      [&](const auto& entry) { return entry.second.request_id == request_id; })
+      ->first;
+}
+
 GenerationRequest FakeEngine::request(RequestHandle handle) {
   MutexLock lock(&mutex_);
   return requests_.at(handle);

@@ -49,6 +49,8 @@ class FakeEngine final : public Engine {
   /// The `index`-th admitted request, from 0. Waits for it.
   RequestHandle WaitForRequest(size_t index);
   GenerationRequest request(RequestHandle handle);
+  /// The admitted request of that id, which must be there.
+  RequestHandle HandleOf(const std::string& request_id);
   void Emit(RequestHandle handle, std::string text, std::vector<int32_t> token_ids = {});
   void Emit(RequestHandle handle, TokenDelta delta);
   /// Log-probabilities −1, −2, … of the prompt's tokens but the first.

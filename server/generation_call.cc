@@ -40,6 +40,10 @@ absl::Status GenerationCall::Authenticate() {
 }
 
 void GenerationCall::Close() {
+  {
+    MutexLock lock(&context_mutex_);
+    closed_ = true;
+  }
   WriteLogLine();
   services_.live->Leave(this);
 }
@@ -64,7 +68,12 @@ void GenerationCall::EndIfStalled(absl::Time now) {
     }
   }
   Abandon(Refusal(kReaderStalled, why));
-  context_->TryCancel();  // the write under way ends, and with it the call
+  TryCancel();  // the write under way ends, and with it the call
+}
+
+void GenerationCall::TryCancel() {
+  MutexLock lock(&context_mutex_);
+  if (!closed_) context_->TryCancel();
 }
 
 void GenerationCall::OnOutput() {
@@ -85,7 +94,7 @@ void GenerationCall::Deliver() {
     // Nothing of the call may be lost but the call: gRPC ends it, and OnCancel sees to the rest.
     Log(LogLevel::kError, "delivery threw",
         {{"request_id", metadata_.request_id}, {"error", e.what()}});
-    context_->TryCancel();
+    TryCancel();
   }
 }
 

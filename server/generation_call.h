@@ -50,7 +50,7 @@ struct CallServices {
 /// the log line.
 ///
 /// Thread-safe: engines' threads call OnOutput, gRPC's threads and the delivery thread the rest. No
-/// lock is held while an engine or gRPC is called.
+/// lock is held while an engine or gRPC is called, but for context_mutex_.
 class GenerationCall : public OutputListener,
                        public Deliverable,
                        public LiveCall,
@@ -93,7 +93,7 @@ class GenerationCall : public OutputListener,
   grpc::Status PrepareFinish(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   /// OnDone: writes the log line and leaves. The call is gone afterwards.
-  void Close() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Close() ABSL_LOCKS_EXCLUDED(mutex_, context_mutex_);
 
   grpc::CallbackServerContext* const context_;  // gRPC's, valid until OnDone
   const char* const method_;
@@ -109,6 +109,13 @@ class GenerationCall : public OutputListener,
 
  private:
   void WriteLogLine() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  /// Ends the call, unless gRPC is done with it. For threads that are not gRPC's.
+  void TryCancel() ABSL_LOCKS_EXCLUDED(context_mutex_);
+
+  // Keeps OnDone waiting while the call is cancelled. gRPC calls none of our reactions within that.
+  Mutex context_mutex_;
+  bool closed_ ABSL_GUARDED_BY(context_mutex_) = false;  // the context is gone
 
   bool scheduled_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::weak_ptr<Generation>> admitted_ ABSL_GUARDED_BY(mutex_);

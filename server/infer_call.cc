@@ -169,7 +169,7 @@ class ModelStreamInferCall final
     return message;
   }
 
-  // Reads the next request, where there is room for it.
+  // Reads the next request, where there is room for it. Pump goes on behind it.
   void ReadOn() {
     {
       MutexLock lock(&mutex_);
@@ -178,8 +178,11 @@ class ModelStreamInferCall final
         return;
       }
       reading_ = true;
+      ++starting_reads_;
     }
     StartRead(&incoming_);
+    MutexLock lock(&mutex_);
+    --starting_reads_;
   }
 
   void Pump() override {
@@ -189,7 +192,7 @@ class ModelStreamInferCall final
     absl::Status end;
     {
       MutexLock lock(&mutex_);
-      if (writing_ || finished_) return;
+      if (writing_ || finished_ || starting_reads_ > 0) return;
       end = abandoned_;
       if (end.ok() && NextMessage()) {
         BeginWrite(absl::Now());
@@ -267,6 +270,8 @@ class ModelStreamInferCall final
 
   bool started_ ABSL_GUARDED_BY(mutex_) = false;  // from then on the call may be finished
   bool reading_ ABSL_GUARDED_BY(mutex_) = true;
+  // Threads about to tell gRPC to read: none may finish the call before they have, and they will.
+  int starting_reads_ ABSL_GUARDED_BY(mutex_) = 0;
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;  // the server drains
   std::list<Item> items_ ABSL_GUARDED_BY(mutex_);

@@ -10,6 +10,7 @@
 #include <future>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "google/rpc/error_details.pb.h"
 #include "server/fake_engine.h"
@@ -274,6 +275,36 @@ TEST_F(ServerTest, SlowReaderGetsEverythingInFewMessages) {
   ASSERT_TRUE(all.status.ok()) << all.status.error_message();
   EXPECT_EQ(all.text(), expected);
   EXPECT_LT(all.messages.size(), kDeltas / 2);
+}
+
+// A stalled reader may wake up, or go, just when it is given up: whoever is late finds the call
+// gone.
+TEST_F(ServerTest, ReadersThatWakeUpWhenTheyAreGivenUpEndOnce) {
+  ServerConfig config;
+  config.reader_stall.write = absl::Milliseconds(25);
+  Restart(config);
+  std::vector<std::future<void>> clients;
+  for (int i = 0; i < 8; ++i) {
+    clients.push_back(std::async(std::launch::async, [this] {
+      const auto stub = v1::GenerationService::NewStub(NarrowChannel(server_->address()));
+      for (int k = 0; k < 40; ++k) {
+        grpc::ClientContext context;
+        const std::string id =
+            absl::StrCat("reader-", reinterpret_cast<uintptr_t>(&context), "-", k);
+        context.AddMetadata("x-request-id", id);
+        const auto reader = stub->GenerateStream(&context, Request());
+        reader->WaitForInitialMetadata();
+        const auto handle = alpha_->HandleOf(id);
+        alpha_->Emit(handle, std::string(200'000, 'x'));
+        alpha_->Emit(handle, std::string(200'000, 'y'));
+        alpha_->WaitForCancel(handle);
+        if (k % 2 == 0) context.TryCancel();
+        ReadAll(reader.get());
+      }
+    }));
+  }
+  for (auto& client : clients) client.get();
+  EXPECT_EQ(StatusOfName(""), HealthResponse::SERVING);
 }
 
 TEST_F(ServerTest, ClientCancelLeavesTheBatch) {
