@@ -141,10 +141,14 @@ def streams(options):
         print(f"health, meanwhile {health_text(busy)}")
 
 
+def start_bench(options, *arguments):
+    return subprocess.Popen([options.build / "bin/firesteel-bench", "--model", options.model, "--weights",
+                             options.weights, "--threads", str(options.threads), "--json", *map(str, arguments)],
+                            stdout=subprocess.PIPE, text=True)
+
+
 def bench(options, *arguments):
-    out = subprocess.run([options.build / "bin/firesteel-bench", "--model", options.model, "--weights", options.weights,
-                          "--threads", str(options.threads), "--repeat", "1", "--json", *map(str, arguments)],
-                         check=True, capture_output=True, text=True).stdout
+    out, _ = start_bench(options, "--repeat", 1, *arguments).communicate()
     return json.loads(out)["results"]
 
 
@@ -232,34 +236,39 @@ def as_bench(options, batch):
 def row(name, pairs, unit, scale, ratio):
     alone, served = (statistics.median(p[i] for p in pairs) for i in (0, 1))
     over = statistics.median(ratio(*p) for p in pairs)
-    each = ", ".join(f"{ratio(*p):+.1%}" for p in pairs)
-    print(f"{name:22}{alone * scale:10.3f} {served * scale:10.3f} {unit:9}{over:+.1%} ({each})")
+    each = sorted(ratio(*p) for p in pairs)
+    spread = f"quartiles {each[len(each) // 4]:+.1%} to {each[-1 - len(each) // 4]:+.1%} of {len(each)}"
+    print(f"{name:22}{alone * scale:10.3f} {served * scale:10.3f} {unit:9}{over:+.1%} ({spread})")
 
 
 def overhead(options):
     batch, prompt, tokens = options.batch, options.prompt, options.decode
-    speeds, cpus, reads = [], [], []
-
-    def alone():
-        found = bench(options, "--batch", batch, "--context", prompt, "--prompt", prompt, "--decode", tokens)
-        decode = next(r for r in found if r["phase"] == "decode")
-        return (decode["tokens_per_second"]["median"], decode["cpu_seconds_per_token"],
-                decode["bytes_per_token"] * batch)
-
-    with as_bench(options, batch) as server:
+    served = []
+    with as_bench(options, batch) as server, tempfile.TemporaryDirectory() as scratch:
         text = own_text(server, prompt)
-        for turn in range(options.repeat):  # in turns, and who begins changes: a slow minute hits both
-            if turn % 2 == 0:
-                first, second = alone(), decode_cost(server, text, batch, tokens)
-            else:
-                second, first = decode_cost(server, text, batch, tokens), alone()
-            for pairs, pair in zip((speeds, cpus, reads), zip(first, second)):
-                pairs.append(pair)
-
+        decode_cost(server, text, batch, tokens)
+        turn, done = (pathlib.Path(scratch) / name for name in ("turn", "done"))
+        os.mkfifo(turn)
+        os.mkfifo(done)
+        # Both stay loaded and take turns of seconds: a slow minute of the machine hits both.
+        process = start_bench(options, "--batch", batch, "--context", prompt, "--prompt", 1, "--decode", tokens,
+                              "--repeat", options.repeat, "--before-each", f"echo >{turn}; read line <{done}")
+        for _ in range(options.repeat):
+            turn.read_text()
+            served.append(decode_cost(server, text, batch, tokens))
+            done.write_text("go on\n")
+        found = json.loads(process.communicate()[0])
+    decode = next(r for r in found["results"] if r["phase"] == "decode")
+    alone = [(run["tokens_per_second"], run["cpu_seconds_per_token"]) for run in decode["runs"]]
+    # Each turn of the server lies between two of the bench.
+    around = [tuple(map(statistics.mean, zip(*pair))) for pair in itertools.pairwise(alone)]
+    speeds, cpus = (list(zip(*pair)) for pair in zip(zip(*around), zip(*(cost[:2] for cost in served[1:]))))
     print(f"{'':22}{'bench':>10} {'server':>10}")
     row("tokens a second", speeds, "", 1, lambda alone, served: alone / served - 1)
     row("CPU time a token", cpus, "ms", 1e3, lambda alone, served: served / alone - 1)
-    row("read a step", reads, "MB", 1e-6, lambda alone, served: served / alone - 1)  # alone: with the KV cache
+    # The bench's bytes are with the KV cache's.
+    print(f"read a step           {decode['bytes_per_token'] * batch / 1e6:10.3f} "
+          f"{statistics.median(cost[2] for cost in served) / 1e6:10.3f} MB")
 
 
 def first_token(options):

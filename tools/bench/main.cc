@@ -42,6 +42,7 @@ struct Options {
   size_t decode = 64;
   size_t chunk = 256;
   size_t repeat = 5;
+  std::string before_each;
   bool json = false;
   std::string roofline;
 };
@@ -168,6 +169,10 @@ absl::StatusOr<Report> Run(const Options& options) {
   // Models alternate inside, repetitions are the outer loop: a slow minute hits all of them.
   for (size_t repeat = 0; repeat <= options.repeat; ++repeat) {
     if (repeat > 0) {
+      if (!options.before_each.empty() && std::system(options.before_each.c_str()) != 0) {
+        return absl::AbortedError(
+            absl::StrCat("--before-each: '", options.before_each, "' failed"));
+      }
       WorkerPool pool(report.threads);
       report.memory.push_back(MeasureMemory(pool));
     }
@@ -241,6 +246,9 @@ int Main(int argc, char** argv) {
   app.add_option("--repeat", options.repeat, "Measured runs of each setting")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  app.add_option("--before-each", options.before_each,
+                 "Shell command to run before each measured run of all settings, so that another "
+                 "program can be measured in turns with this one");
   app.add_flag("--json", options.json, "Print JSON");
   app.add_option("--roofline", options.roofline, "Also write a roofline picture to this SVG file");
   try {

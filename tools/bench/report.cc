@@ -138,6 +138,11 @@ std::string ToJson(const Report& report) {
     nlohmann::json phases;
     for (size_t i = 0; i < kNumPhases; ++i) phases[kPhaseNames[i]] = PhaseMilliseconds(series, i);
     phases[kSampling] = SamplingMilliseconds(series);
+    nlohmann::json runs = nlohmann::json::array();
+    for (const Sample& run : series.runs) {
+      runs.push_back({{"tokens_per_second", run.tokens_per_second},
+                      {"cpu_seconds_per_token", run.cpu_seconds_per_token}});
+    }
     json["results"].push_back({{"model", series.spark ? "spark" : "dense"},
                                {"weights", series.weights},
                                {"phase", Phase(series.setting)},
@@ -155,7 +160,8 @@ std::string ToJson(const Report& report) {
                                {"scattered_bytes_per_token", ScatteredPerToken(series)},
                                {"bandwidth_fraction", BandwidthFraction(report, series)},
                                {"floor_fraction", FloorFraction(report, series)},
-                               {"phase_milliseconds_per_token", phases}});
+                               {"phase_milliseconds_per_token", phases},
+                               {"runs", runs}});
   }
   json["ratios"] = nlohmann::json::array();
   ForEachRatio(report, [&](const Series& spark, const Series& dense, double ratio) {

@@ -25,6 +25,10 @@ TEST(Report, SpeedsAreComparedWithTheMemoryBesideThem) {
   EXPECT_NEAR(json["results"][0]["bandwidth_fraction"].get<double>(), 2.0 / 3, 1e-9);
   EXPECT_NEAR(json["results"][0]["floor_fraction"].get<double>(), 0.75, 1e-9);
   EXPECT_NEAR(json["machine"]["read_bandwidth_gbps"].get<double>(), 22.5, 1e-9);
+  const auto& runs = json["results"][0]["runs"];  // in their order, for who measures in turns
+  ASSERT_EQ(runs.size(), 2u);
+  EXPECT_EQ(runs[0]["tokens_per_second"], 10);
+  EXPECT_EQ(runs[1]["tokens_per_second"], 5);
 }
 
 TEST(Report, SamplingStandsBesideThePhasesOfTheModel) {
