@@ -131,6 +131,12 @@ void GenerationCall::Abandon(const absl::Status& why) {
   }
 }
 
+void GenerationCall::AbandonByClient() {
+  Abandon(CancelledByDeadline(metadata_.deadline)
+              ? Refusal(kDeadlineExceeded, "the deadline passed")
+              : Refusal(kCancelled, "the client cancelled"));
+}
+
 void GenerationCall::Account(const GenerationResult& result, const std::string& model) {
   model_ = model;
   Usage usage = result.usage;

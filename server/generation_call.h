@@ -80,10 +80,11 @@ class GenerationCall : public OutputListener,
   absl::StatusOr<std::shared_ptr<Generation>> Admit(const std::string& model_name,
                                                     const Generation::Translate& translate);
 
-  /// Nobody reads any more, and why; to be called when the client has gone, in whichever way gRPC
-  /// tells so. Everything admitted leaves its batch. The first reason counts.
-  void Abandon(const absl::Status& why = Refusal(kCancelled, "the client cancelled"))
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  /// Nobody reads any more, and why. Everything admitted leaves its batch. The first reason counts.
+  void Abandon(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  /// The same, to be called when the client has gone, in whichever way gRPC tells so.
+  void AbandonByClient() ABSL_LOCKS_EXCLUDED(mutex_);
 
   /// Counts what a generation did, for the log line.
   void Account(const GenerationResult& result, const std::string& model)
@@ -130,7 +131,7 @@ class UnaryGenerationCall : public GenerationCall, public grpc::ServerUnaryReact
  public:
   using GenerationCall::GenerationCall;
 
-  void OnCancel() final { Abandon(); }
+  void OnCancel() final { AbandonByClient(); }
   void OnDone() final { Close(); }
 
  protected:
@@ -161,7 +162,7 @@ class StreamedGenerationCall : public GenerationCall, public Reactor {
   using GenerationCall::GenerationCall;
 
   void OnWriteDone(bool ok) final {
-    if (!ok) Abandon();
+    if (!ok) AbandonByClient();
     {
       MutexLock lock(&mutex_);
       writing_ = false;
@@ -170,7 +171,7 @@ class StreamedGenerationCall : public GenerationCall, public Reactor {
     Pump();
   }
   void OnCancel() final {
-    Abandon();
+    AbandonByClient();
     Pump();
   }
   void OnDone() final { Close(); }

@@ -128,6 +128,8 @@ class ModelStreamInferCall final
     if (grpc::SerializationTraits<inference::ModelInferRequest>::Deserialize(&incoming_, &request)
             .ok()) {
       status = TryTake(request);
+    } else {
+      request.Clear();  // what was read of it may be no UTF-8
     }
     if (status.ok()) return;
     MutexLock lock(&mutex_);

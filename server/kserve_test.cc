@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <future>
 #include <map>
 #include <string>
@@ -294,6 +295,20 @@ TEST_F(KserveTest, DrainEndsStreamsThatAreIdle) {
   EXPECT_TRUE(stop.get());
 }
 
+// Which a client's own clock may do a little before the server's: then another one is tried.
+TEST_F(KserveTest, StreamWhoseDeadlinePassesIsCountedSo) {
+  const std::string series =
+      "grpc_server_handled_total{grpc_code=\"DeadlineExceeded\",grpc_method=\"ModelStreamInfer\","
+      "grpc_service=\"inference.GRPCInferenceService\"}";
+  while (!MetricValue(Scrape(), series).has_value()) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+    const std::unique_ptr<Stream> stream = kserve_->ModelStreamInfer(&context);
+    stream->Write(Infer({"x"}));
+    EXPECT_FALSE(stream->Finish().ok());
+  }
+}
+
 // A stream outlives the token that it was opened with: what comes later is refused, what runs ends.
 TEST_F(KserveTest, StreamHeedsTokensThatAreTakenBack) {
   const auto write_token = [](const std::string& token) {
@@ -330,15 +345,18 @@ TEST_F(KserveTest, StreamHeedsTokensThatAreTakenBack) {
 }
 
 TEST_F(KserveTest, UnreadableMessageHarmsNobody) {
-  std::string answer;
-  EXPECT_TRUE(
-      CallRaw("/inference.GRPCInferenceService/ModelStreamInfer", "\xff\xff", &answer).ok());
-  inference::ModelStreamInferResponse message;
-  ASSERT_TRUE(message.ParseFromString(answer));
-  const auto& parameters = message.infer_response().parameters();
-  EXPECT_EQ(parameters.at("error_reason").string_param(), "MALFORMED_REQUEST");
-  EXPECT_EQ(parameters.at("error_code").string_param(), "INVALID_ARGUMENT");
-  EXPECT_TRUE(parameters.at("triton_final_response").bool_param());
+  for (const char* bytes :
+       {"\xff\xff", "\x1a\x02\xff\xfe"}) {  // no message; an id that is no UTF-8
+    std::string answer;
+    EXPECT_TRUE(CallRaw("/inference.GRPCInferenceService/ModelStreamInfer", bytes, &answer).ok());
+    inference::ModelStreamInferResponse message;
+    ASSERT_TRUE(message.ParseFromString(answer));
+    EXPECT_EQ(message.infer_response().id(), "");
+    const auto& parameters = message.infer_response().parameters();
+    EXPECT_EQ(parameters.at("error_reason").string_param(), "MALFORMED_REQUEST");
+    EXPECT_EQ(parameters.at("error_code").string_param(), "INVALID_ARGUMENT");
+    EXPECT_TRUE(parameters.at("triton_final_response").bool_param());
+  }
   EXPECT_FALSE(CallRaw("/inference.GRPCInferenceService/ModelInfer", "\xff\xff").ok());
   EXPECT_TRUE(ServerReady());
 }

@@ -19,6 +19,7 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
     return absl::InvalidArgumentError(
         absl::StrCat("is larger than ", kMaxSmallFileBytes, " bytes"));
   }
+  text.shrink_to_fit();  // some are kept
   return text;
 }
 

@@ -6,9 +6,9 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
-#include <fstream>
-#include <optional>
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -108,6 +108,16 @@ class CertificateSource {
   CertificateSource(TlsFiles files, absl::Duration reload, Pem pem)
       : files_(std::move(files)), reload_(reload), pem_(std::move(pem)) {}
 
+  /// Lives as long as the process: the listener outlives its credentials and does not say when it
+  /// has asked for the last time; a process has one or two of them.
+  static CertificateSource* Make(const TlsFiles& files, absl::Duration reload, Pem pem) {
+    static Mutex mutex;
+    static auto* const all = new std::vector<std::unique_ptr<CertificateSource>>;
+    MutexLock lock(&mutex);
+    all->push_back(std::make_unique<CertificateSource>(files, reload, std::move(pem)));
+    return all->back().get();
+  }
+
   /// gRPC's callback.
   static grpc_ssl_certificate_config_reload_status Fetch(
       void* self, grpc_ssl_server_certificate_config** config) {
@@ -158,7 +168,6 @@ class CertificateSource {
 /// takes whatever the files hold, so a half-written renewal would cut off every new client.
 class ReloadingCredentials final : public grpc::ServerCredentials {
  public:
-  /// `source` is never deleted.
   ReloadingCredentials(CertificateSource* source, bool client_certificates)
       : credentials_(grpc_ssl_server_credentials_create_with_options(
             grpc_ssl_server_credentials_create_options_using_config_fetcher(
@@ -185,10 +194,8 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
   if (!files.enabled()) return grpc::InsecureServerCredentials();
   auto pem = Load(files);
   if (!pem.ok()) return pem.status();
-  // The listener outlives these credentials and does not say when it has asked for the last time; a
-  // process has one or two of them.
-  auto* const source = new CertificateSource(files, reload, *std::move(pem));
-  return std::make_shared<ReloadingCredentials>(source, !files.client_ca.empty());
+  return std::make_shared<ReloadingCredentials>(
+      CertificateSource::Make(files, reload, *std::move(pem)), !files.client_ca.empty());
 }
 
 }  // namespace firesteel::server

@@ -361,9 +361,11 @@ class Streams(unittest.TestCase):
         while "the reader took nothing" not in server.log():
             time.sleep(0.05)
 
+    # Long streams hold the batch until all of the thousand are admitted and wait behind them.
     def test_a_thousand_streams_at_once(self):
-        count = 1000
-        with Server("--max-queue-requests", "2000", "--max-batch-size", "64") as server:
+        count, holders = 1000, 64
+        with Server("--max-queue-requests", "2000", "--max-batch-size", str(holders),
+                    "--kv-cache-bytes", "512MiB") as server:
             server.generation.Generate(story(4))
             before = server.metric("process_resident_memory_bytes")
 
@@ -372,13 +374,21 @@ class Streams(unittest.TestCase):
                     stub = pb_grpc.GenerationServiceStub(channel)
 
                     async def one():
-                        tokens, last = 0, None
+                        last = None
                         async for last in stub.GenerateStream(story(8)):
-                            tokens += 1
+                            pass
                         return last.usage.generated_tokens
 
+                    holding = [stub.GenerateStream(story(1000)) for _ in range(holders)]
+                    for stream in holding:
+                        await stream.initial_metadata()
                     tasks = [asyncio.create_task(one()) for _ in range(count)]
-                    await asyncio.sleep(0)
+                    waiting = 'firesteel_requests_waiting{model_name="spark-stories"}'
+                    while server.metric(re.escape(waiting)) < count:
+                        self.assertFalse(any(task.done() for task in tasks), "they hold the batch")
+                        await asyncio.sleep(0.05)
+                    for stream in holding:
+                        stream.cancel()
                     peak = before
                     while not all(task.done() for task in tasks):
                         peak = max(peak, server.metric("process_resident_memory_bytes"))
@@ -567,6 +577,8 @@ class Descriptors(unittest.TestCase):
         self.assertLessEqual({"firesteel.v1.GenerationService", "firesteel.v1.ModelService",
                               "firesteel.v1.AdminService", "inference.GRPCInferenceService",
                               "grpc.health.v1.Health"}, services.keys())
+        messages = {f".{file.package}.{message.name}": message
+                    for file in files for message in file.message_type}
         paths = []
         for name in ("GenerationService", "ModelService"):
             for rpc in services[f"firesteel.v1.{name}"].method:
@@ -574,7 +586,11 @@ class Descriptors(unittest.TestCase):
                 verb = rule.WhichOneof("pattern")
                 self.assertIsNotNone(verb, rpc.name)
                 self.assertEqual(rule.body, "*" if verb == "post" else "", rpc.name)
-                paths.append((verb, getattr(rule, verb)))
+                path = getattr(rule, verb)
+                paths.append((verb, path))
+                fields = {field.name for field in messages[rpc.input_type].field}
+                for variable in re.findall(r"{(\w+)", path):
+                    self.assertIn(variable, fields, f"{rpc.name}: {path}")
         self.assertEqual(len(paths), len(set(paths)), paths)
         # Operators' methods are nobody's REST.
         for rpc in services["firesteel.v1.AdminService"].method:
