@@ -322,7 +322,7 @@ class Errors(unittest.TestCase):
 def narrow(server):
     """A client whose flow-control window does not grow: what it does not read stays with the server."""
     return pb_grpc.GenerationServiceStub(grpc.insecure_channel(server.address, options=[
-        ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]))
+        ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]))
 
 
 def wide_story(max_tokens=400, n=8):
