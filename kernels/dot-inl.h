@@ -101,10 +101,12 @@ struct PromotedStep {
 // One step of a dot product of bf16 with bf16: two products a lane, the even element's first. Where
 // the CPU has an instruction for that, it takes it, except on AVX3_SPR: Sapphire Rapids issues one
 // vdpbf16ps (32 products) in two cycles but four vector FMAs (64 products), which moreover do not
-// flush denormals. Zen 4 issues one of either in a cycle. Elsewhere a shift and a mask make two
-// vectors of floats, half the work of promoting each half of a vector by itself; that takes
-// registers for both.
-#if !HWY_HAVE_SCALABLE && (HWY_NATIVE_DOT_BF16 || HWY_ARCH_ARM_A64 || HWY_TARGET <= HWY_AVX3)
+// flush denormals. Zen 4 issues one of either in a cycle. (By the names of the targets, since
+// HWY_NATIVE_DOT_BF16 holds of NEON_WITHOUT_AES with some compilers, where the sum of odd elements
+// comes apart.) On other targets with registers for both, a shift and a mask make two vectors of
+// floats, half the work of promoting each half of a vector by itself.
+#define FIRESTEEL_DOT_BF16 (HWY_TARGET == HWY_AVX3_ZEN4 || HWY_TARGET == HWY_NEON_BF16)
+#if FIRESTEEL_DOT_BF16 || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
 struct PairStep {
   template <class DF>
   using Tag = hn::Repartition<hwy::bfloat16_t, DF>;
@@ -123,7 +125,7 @@ struct PairStep {
   }
   template <class DF, class VBF, class V>
   static HWY_INLINE V Add(DF df, VBF a, VBF b, V sum) {
-#if HWY_NATIVE_DOT_BF16 && HWY_TARGET != HWY_AVX3_SPR
+#if FIRESTEEL_DOT_BF16
     V unused = hn::Zero(df);
     return hn::ReorderWidenMulAccumulate(df, a, b, sum, unused);
 #else
@@ -136,6 +138,7 @@ using BF16Step = PairStep;
 #else
 using BF16Step = PromotedStep;
 #endif
+#undef FIRESTEEL_DOT_BF16
 
 // The sum of each of four vectors, in the four lanes of the result. The tree is the same for each
 // of them: (l0 + l2) + (l1 + l3) within every 128 bits, then halves onto each other. Costs 8
