@@ -94,11 +94,16 @@ class ModelStreamInferCall final
   }
 
   void OnReadDone(bool ok) override {
+    {
+      MutexLock lock(&mutex_);
+      taking_ = ok;
+    }
     if (ok) TakeIncoming();
     {
       MutexLock lock(&mutex_);
       reads_done_ = !ok;
       reading_ = false;
+      taking_ = false;
     }
     Pump();
   }
@@ -199,7 +204,7 @@ class ModelStreamInferCall final
       if (end.ok() && NextMessage()) {
         BeginWrite(absl::Now());
         step = Step::kWrite;
-      } else if (!end.ok() || ((reads_done_ || closing_) && items_.empty())) {
+      } else if (!end.ok() || ((reads_done_ || closing_) && items_.empty() && !taking_)) {
         finished_ = true;
         step = Step::kFinish;
         if (end.ok() && !reads_done_) end = Refusal(kDraining, "the server is shutting down");
@@ -274,6 +279,8 @@ class ModelStreamInferCall final
   bool reading_ ABSL_GUARDED_BY(mutex_) = true;
   // Threads about to tell gRPC to read: none may finish the call before they have, and they will.
   int starting_reads_ ABSL_GUARDED_BY(mutex_) = 0;
+  // A request is being looked at: admitted, perhaps, and not yet in items_.
+  bool taking_ ABSL_GUARDED_BY(mutex_) = false;
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;  // the server drains
   std::list<Item> items_ ABSL_GUARDED_BY(mutex_);
