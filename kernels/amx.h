@@ -27,10 +27,12 @@ struct TileColumns {
   int32_t* words = nullptr;
   size_t depth = 0;  // tiles along k
 
+  /// Tiles along k for columns of `words` words.
+  static size_t Depth(size_t words) { return (words + kTileWords - 1) / kTileWords; }
   /// Memory that `columns` columns of `words` words each need: tiles go in pairs.
   static size_t Words(size_t columns, size_t words) {
     return (columns + 2 * kTileColumns - 1) / (2 * kTileColumns) * 2 * kTileColumns *
-           ((words + kTileWords - 1) / kTileWords * kTileWords);
+           (Depth(words) * kTileWords);
   }
 };
 

@@ -20,7 +20,7 @@ class AmxTest : public ::testing::Test {
 struct Columns {
   Columns(size_t columns, size_t words)
       : memory(TileColumns::Words(columns, words)),
-        tiles{memory.data(), (words + kTileWords - 1) / kTileWords} {}
+        tiles{memory.data(), TileColumns::Depth(words)} {}
   Guarded<int32_t> memory;
   TileColumns tiles;
 };

@@ -158,8 +158,7 @@ HWY_INLINE void SumColumnBlock(const float* HWY_RESTRICT coefficients,
   static_assert(kPairs == 1 || kPairs == 4);
   const TwoVectors::DF df;
   using V = TwoVectors::V;
-  const size_t lanes = hn::Lanes(df);
-  const size_t two = 2 * lanes;
+  const size_t two = 2 * hn::Lanes(df);
   V a0 = hn::Zero(df), b0 = a0, a1 = a0, b1 = a0, a2 = a0, b2 = a0, a3 = a0, b3 = a0;
   const auto add_row = [&](size_t j) HWY_ATTR {
     const TW* const row = column + active[j] * stride;

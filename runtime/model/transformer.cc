@@ -567,9 +567,8 @@ Transformer::DenseInput Transformer::MakeInput(size_t rows, size_t cols) const {
 
 // What of `input` is of a prompt, in the order of tiles.
 kernels::TileColumns Transformer::Tiles(DenseInput& input) {
-  const size_t words = (input.bf16.cols() + 1) / 2;
   return {static_cast<int32_t*>(input.tiles.MutableRow(0)),
-          (words + kernels::kTileWords - 1) / kernels::kTileWords};
+          kernels::TileColumns::Depth((input.bf16.cols() + 1) / 2)};
 }
 
 QuantizedInput Transformer::MakeIntegers(size_t rows, size_t cols) const {

@@ -12,7 +12,6 @@
 #include <span>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "kernels/tensor.h"
 #include "runtime/checkpoint/weights.h"
 #include "runtime/model/activity.h"

@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cstdint>
 #include <fstream>
-#include <memory>
 #include <random>
 #include <vector>
 
