@@ -1,5 +1,6 @@
 #include "server/grpc_metrics.h"
 
+#include <grpcpp/server_context.h>
 #include <grpcpp/support/status.h>
 
 #include <atomic>
@@ -80,15 +81,19 @@ class Interceptor final : public grpc::experimental::Interceptor {
  public:
   Interceptor(GrpcMetrics::Method* method, grpc::experimental::ServerRpcInfo* info)
       : method_(method),
-        context_(info->server_context()),
-        start_(std::chrono::steady_clock::now()),
-        request_came_(info->type() != grpc::experimental::ServerRpcInfo::Type::UNARY &&
-                      info->type() != grpc::experimental::ServerRpcInfo::Type::SERVER_STREAMING) {
+        context_(dynamic_cast<const grpc::CallbackServerContext*>(info->server_context())),
+        one_request_(info->type() == grpc::experimental::ServerRpcInfo::Type::UNARY ||
+                     info->type() == grpc::experimental::ServerRpcInfo::Type::SERVER_STREAMING),
+        start_(std::chrono::steady_clock::now()) {
     method_->Started();
   }
 
-  // A call that ends without a status of ours lost its client.
-  ~Interceptor() override { Record(grpc::StatusCode::CANCELLED); }
+  // A call that ends without a status of ours lost its client. So did one that was to end well, and
+  // was cut off: by gRPC, for example, which ends a stream of requests where one is too large.
+  ~Interceptor() override {
+    Record(status_ == grpc::StatusCode::OK && cut_off_ ? grpc::StatusCode::CANCELLED
+                                                       : status_.load());
+  }
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     using Hook = grpc::experimental::InterceptionHookPoints;
@@ -97,20 +102,20 @@ class Interceptor final : public grpc::experimental::Interceptor {
     }
     if (methods->QueryInterceptionHookPoint(Hook::PRE_SEND_STATUS)) {
       status_ = methods->GetSendStatus().error_code();
-      if (request_came_) Record(status_);
+      if (one_request_ && request_came_) Record(status_);
     }
-    if (methods->QueryInterceptionHookPoint(Hook::POST_RECV_CLOSE) && !request_came_) {
-      RecordWithoutRequest();
+    if (methods->QueryInterceptionHookPoint(Hook::POST_RECV_CLOSE) && context_ != nullptr) {
+      cut_off_ = context_->IsCancelled();
+      if (one_request_ && !request_came_) RecordWithoutRequest();
     }
     methods->Proceed();
   }
 
  private:
   // gRPC gives one status to a request that is no message and to one whose client gave up before it
-  // came. Only the end of the call tells them apart. REQUIRES: a method of the callback API (others
-  // must not be asked here whether they were cancelled: reflection's).
+  // came. Only the end of the call tells them apart.
   void RecordWithoutRequest() {
-    if (!context_->IsCancelled()) {
+    if (!cut_off_) {
       Record(status_);
     } else if (CancelledByDeadline(absl::FromChrono(context_->deadline()))) {
       Record(grpc::StatusCode::DEADLINE_EXCEEDED);
@@ -125,10 +130,14 @@ class Interceptor final : public grpc::experimental::Interceptor {
   }
 
   GrpcMetrics::Method* const method_;
-  const grpc::ServerContextBase* const context_;
+  // Null for methods that are not of the callback API (reflection's): they must not be asked here
+  // whether they were cancelled.
+  const grpc::CallbackServerContext* const context_;
+  const bool one_request_;  // or the client may send several
   const std::chrono::steady_clock::time_point start_;
-  std::atomic<bool> request_came_;                  // or the client may send several
-  std::atomic<int> status_ = grpc::StatusCode::OK;  // as sent
+  std::atomic<bool> request_came_ = false;
+  std::atomic<bool> cut_off_ = false;                      // before the status was sent
+  std::atomic<int> status_ = grpc::StatusCode::CANCELLED;  // as sent
   std::atomic<bool> recorded_ = false;
 };
 

@@ -7,6 +7,7 @@
 #include <future>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/escaping.h"
@@ -307,6 +308,36 @@ TEST_F(KserveTest, StreamWhoseDeadlinePassesIsCountedSo) {
     stream->Write(Infer({"x"}));
     EXPECT_FALSE(stream->Finish().ok());
   }
+}
+
+// gRPC tells the client, and the server no more than that the stream is over: what runs must end,
+// and nothing be counted as gone well.
+TEST_F(KserveTest, StreamEndsAtAMessageThatIsTooLarge) {
+  ServerConfig config;
+  config.max_message_bytes = 2000;
+  Restart(config);
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  const std::string handled = "grpc_server_handled_total{grpc_code=";
+  const std::string method =
+      ",grpc_method=\"ModelStreamInfer\",grpc_service=\"inference.GRPCInferenceService\"}";
+  constexpr int kCalls = 20;
+  size_t admitted = 0;
+  for (int call = 1; call <= kCalls; ++call) {
+    grpc::ClientContext context;
+    const std::unique_ptr<Stream> stream = kserve->ModelStreamInfer(&context);
+    const bool something_runs = call % 2 == 0;
+    if (something_runs) stream->Write(Infer({"x"}));
+    stream->WriteLast(Infer({std::string(2000, 'y')}), grpc::WriteOptions());
+    if (something_runs) alpha_->WaitForCancel(alpha_->WaitForRequest(admitted++));
+    const grpc::Status status = stream->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_THAT(status.error_message(), HasSubstr("2000"));
+  }
+  EXPECT_EQ(alpha_->num_admitted(), admitted);
+  while (MetricValue(Scrape(), handled + "\"Canceled\"" + method).value_or(0) < kCalls) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(Metric(handled + "\"OK\"" + method), 0);
 }
 
 // A stream outlives the token that it was opened with: what comes later is refused, what runs ends.

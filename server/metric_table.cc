@@ -116,6 +116,10 @@ Buckets of histograms are of three kinds, each set by an option of the server as
 )";
 
 constexpr char kOutro[] = R"(
+The `grpc_server_` families count what reaches this server's code. A message of more than `--max-message-bytes` does not: gRPC itself ends
+such a call with RESOURCE_EXHAUSTED, before a call with one request is begun, so that neither its beginning nor its end is counted. (Where
+`--channelz` is on, its `calls_started` has them.) An open ModelStreamInfer that gets such a message is counted as `Canceled`.
+
 Counting a decode step costs some microseconds a layer (`server_metrics_bench`). There are no exemplars: the library that writes the text
 format, prometheus-cpp, has none; a request's `x-request-id` and `traceparent` are in its log line instead.
 

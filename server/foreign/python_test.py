@@ -316,6 +316,31 @@ class Errors(unittest.TestCase):
                     keys = [key for key, _ in error.trailing_metadata()]
                     self.assertEqual(keys.count("x-request-id"), 1)
 
+    # By gRPC itself, before any code of ours: there are no details, and no counting of most calls.
+    def test_a_message_over_the_limit(self):
+        limit = 1 << 20
+        long = "a" * (limit + 1)
+        infer = kserve_pb.ModelInferRequest(id=long)
+        with Server("--max-message-bytes", str(limit)) as server:
+            generation, channel = server.generation, server.channel
+            kserve = kserve_grpc.GRPCInferenceServiceStub(channel)
+            health = method(channel, "/grpc.health.v1.Health/Check", lambda data: data, lambda data: data)
+            for call in (lambda: generation.Generate(pb.GenerateRequest(prompt=long)),
+                         lambda: list(generation.GenerateStream(pb.GenerateRequest(prompt=long))),
+                         lambda: generation.Tokenize(pb.TokenizeRequest(text=long)),
+                         lambda: kserve.ModelInfer(infer),
+                         lambda: list(kserve.ModelStreamInfer(iter([infer]))),
+                         lambda: health(long.encode())):
+                error = error_of(call)
+                self.assertEqual(error.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
+                self.assertRegex(error.details(), f"larger than max.*{limit}")
+            self.assertEqual(generation.Generate(story()).usage.generated_tokens, 12, "it serves on")
+            handled = 'grpc_server_handled_total{grpc_code="Canceled",grpc_method="ModelStreamInfer",'
+            while not server.metric(re.escape(handled) + ".*"):
+                time.sleep(0.01)
+            started = 'grpc_server_started_total{grpc_method="Generate",'
+            self.assertEqual(server.metric(re.escape(started) + ".*"), 1, "as docs/metrics.md says")
+
 
 # --- What a stream costs ---
 
