@@ -15,6 +15,7 @@
 #include "inference/grpc_service.grpc.pb.h"
 #include "server/access_control.h"
 #include "server/infer_call.h"
+#include "server/kserve_translation.h"
 #include "server/options.h"
 #include "server/server_fixture.h"
 #include "server/status.h"
@@ -31,6 +32,14 @@ class KserveTest : public ServerTest {
       grpc::ClientReaderWriter<inference::ModelInferRequest, inference::ModelStreamInferResponse>;
 
   KserveTest() : kserve_(inference::GRPCInferenceService::NewStub(channel_)) {}
+
+  /// Calls of ModelStreamInfer that have ended with this code.
+  double HandledStreams(const std::string& code) const {
+    return MetricValue(Scrape(), "grpc_server_handled_total{grpc_code=\"" + code +
+                                     "\",grpc_method=\"ModelStreamInfer\",grpc_service="
+                                     "\"inference.GRPCInferenceService\"}")
+        .value_or(0);
+  }
 
   static inference::ModelInferRequest Infer(const std::vector<std::string>& texts,
                                             const std::string& id = "") {
@@ -298,16 +307,14 @@ TEST_F(KserveTest, DrainEndsStreamsThatAreIdle) {
 
 // Which a client's own clock may do a little before the server's: then another one is tried.
 TEST_F(KserveTest, StreamWhoseDeadlinePassesIsCountedSo) {
-  const std::string series =
-      "grpc_server_handled_total{grpc_code=\"DeadlineExceeded\",grpc_method=\"ModelStreamInfer\","
-      "grpc_service=\"inference.GRPCInferenceService\"}";
-  while (!MetricValue(Scrape(), series).has_value()) {
+  while (HandledStreams("DeadlineExceeded") == 0 && HandledStreams("Canceled") < 20) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
     const std::unique_ptr<Stream> stream = kserve_->ModelStreamInfer(&context);
     stream->Write(Infer({"x"}));
     EXPECT_FALSE(stream->Finish().ok());
   }
+  EXPECT_GT(HandledStreams("DeadlineExceeded"), 0);
 }
 
 // gRPC tells the client, and the server no more than that the stream is over: what runs must end,
@@ -317,9 +324,6 @@ TEST_F(KserveTest, StreamEndsAtAMessageThatIsTooLarge) {
   config.max_message_bytes = 2000;
   Restart(config);
   const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
-  const std::string handled = "grpc_server_handled_total{grpc_code=";
-  const std::string method =
-      ",grpc_method=\"ModelStreamInfer\",grpc_service=\"inference.GRPCInferenceService\"}";
   constexpr int kCalls = 20;
   size_t admitted = 0;
   for (int call = 1; call <= kCalls; ++call) {
@@ -334,10 +338,8 @@ TEST_F(KserveTest, StreamEndsAtAMessageThatIsTooLarge) {
     EXPECT_THAT(status.error_message(), HasSubstr("2000"));
   }
   EXPECT_EQ(alpha_->num_admitted(), admitted);
-  while (MetricValue(Scrape(), handled + "\"Canceled\"" + method).value_or(0) < kCalls) {
-    std::this_thread::yield();
-  }
-  EXPECT_EQ(Metric(handled + "\"OK\"" + method), 0);
+  while (HandledStreams("Canceled") + HandledStreams("OK") < kCalls) std::this_thread::yield();
+  EXPECT_EQ(HandledStreams("OK"), 0);
 }
 
 // A stream outlives the token that it was opened with: what comes later is refused, what runs ends.
@@ -372,6 +374,23 @@ TEST_F(KserveTest, StreamHeedsTokensThatAreTakenBack) {
   std::string text;
   while (stream->Read(&message)) text += TextOf(message);
   EXPECT_EQ(text, "to the end");
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+// An error names the request that it is of, but for an id that is itself the error: who sends a
+// large one would have it sent back for nothing.
+TEST_F(KserveTest, ErrorsEchoNoIdBeyondItsLimit) {
+  grpc::ClientContext context;
+  const std::unique_ptr<Stream> stream = kserve_->ModelStreamInfer(&context);
+  const std::string longest(kMaxInferIdBytes, 'i');
+  for (const std::string& id : {longest, longest + "i"}) {
+    stream->Write(Infer({"\xff"}, id));
+    inference::ModelStreamInferResponse message;
+    ASSERT_TRUE(stream->Read(&message));
+    EXPECT_NE(message.error_message(), "");
+    EXPECT_EQ(message.infer_response().id(), id == longest ? longest : "");
+  }
+  stream->WritesDone();
   EXPECT_TRUE(stream->Finish().ok());
 }
 

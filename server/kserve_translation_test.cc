@@ -256,6 +256,22 @@ INSTANTIATE_TEST_SUITE_P(
             "outputs[1].name", "is \"text_output\"; it is there already"}),
     [](const auto& row) { return row.param.name; });
 
+// Clients choose the type of a parameter by the type of the value at hand.
+TEST(TranslateInferTest, NumbersMayBeOfAnyType) {
+  const std::vector<void (*)(inference::InferParameter*)> two = {
+      [](auto* p) { p->set_int64_param(2); }, [](auto* p) { p->set_uint64_param(2); },
+      [](auto* p) { p->set_double_param(2); }, [](auto* p) { p->set_string_param("2"); }};
+  for (const auto& set : two) {
+    R request = ValidRequest();
+    set(&Parameter(request, "temperature"));
+    set(&Parameter(request, "max_tokens"));
+    const auto out = TranslateInfer(request);
+    ASSERT_TRUE(out.ok()) << out.status();
+    EXPECT_EQ(out->requests[0].sampling().temperature(), 2.0f);
+    EXPECT_EQ(out->requests[0].max_tokens(), 2u);
+  }
+}
+
 TEST(TranslateInferTest, TimeoutIsInMicroseconds) {
   R request = ValidRequest();
   EXPECT_EQ(TranslateInfer(request)->timeout, absl::InfiniteDuration());

@@ -18,6 +18,7 @@ TEST(Report, SpeedsAreComparedWithTheMemoryBesideThem) {
   Series series{{.threads = 2, .batch = 1, .context = 32}, true, "int8", {}};
   for (const double speed : {10, 5}) {
     run.tokens_per_second = speed;
+    run.cpu_seconds_per_token = 1 / speed;
     series.runs.push_back(run);
   }
   report.series.push_back(series);
@@ -29,6 +30,8 @@ TEST(Report, SpeedsAreComparedWithTheMemoryBesideThem) {
   ASSERT_EQ(runs.size(), 2u);
   EXPECT_EQ(runs[0]["tokens_per_second"], 10);
   EXPECT_EQ(runs[1]["tokens_per_second"], 5);
+  EXPECT_EQ(runs[0]["cpu_seconds_per_token"], 0.1);
+  EXPECT_EQ(runs[1]["cpu_seconds_per_token"], 0.2);
 }
 
 TEST(Report, SamplingStandsBesideThePhasesOfTheModel) {
