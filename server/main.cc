@@ -21,6 +21,7 @@
 #include "runtime/threading/mutex.h"
 #include "server/logging.h"
 #include "server/model_loader.h"
+#include "server/open_doors.h"
 #include "server/options.h"
 #include "server/server.h"
 
@@ -160,33 +161,6 @@ int Check(const LoadedModels& loaded) {
   return 0;
 }
 
-bool IsLoopback(const std::string& address) {
-  const std::string host = address.substr(0, address.rfind(':'));
-  return host == "localhost" || host == "[::1]" || host.rfind("127.", 0) == 0;
-}
-
-// What an operator should not find out later.
-void WarnOfOpenDoors(const ServerOptions& options) {
-  const bool tls = !options.tls_cert.empty();
-  const bool who = !options.auth_token_file.empty() || !options.tls_client_ca.empty();
-  if (!IsLoopback(options.address) && !who) {
-    Log(LogLevel::kWarn,
-        "ANYBODY who reaches this address may use the models: give --auth-token-file or "
-        "--tls-client-ca, or listen on 127.0.0.1",
-        {{"address", options.address}});
-  }
-  if (!IsLoopback(options.address) && !tls) {
-    Log(LogLevel::kWarn,
-        "prompts, answers and tokens travel in CLEAR TEXT: give --tls-cert and --tls-key, or put a "
-        "TLS proxy in front",
-        {{"address", options.address}});
-  }
-  if (!options.admin_address.empty() && !IsLoopback(options.admin_address) && !who) {
-    Log(LogLevel::kWarn, "ANYBODY who reaches this address may load and unload models",
-        {{"admin_address", options.admin_address}});
-  }
-}
-
 // `loaded` keeps the thread pool until the server and its engines are gone.
 int Serve(const ServerOptions& options, LoadedModels loaded, Signals* signals) {
   ServerConfig config = MakeConfig(options);
@@ -197,7 +171,9 @@ int Serve(const ServerOptions& options, LoadedModels loaded, Signals* signals) {
   auto server = Server::Start(config, std::move(loaded.metrics), std::move(loaded.registry));
   if (!server.ok()) return Fail(server.status());
 
-  WarnOfOpenDoors(options);
+  for (const OpenDoor& door : OpenDoors(options)) {
+    Log(LogLevel::kWarn, door.warning, {{door.option, door.address}});
+  }
   if (const size_t nodes = NumaNodeCount(); nodes > 1 && options.threads > 1) {
     Log(LogLevel::kWarn, "threads may span NUMA nodes",
         {{"nodes", nodes},
