@@ -168,12 +168,15 @@ TEST_P(IdenticalOutputTest, TwoHundredRequestsInEveryCompany) {
        2,
        200},
   };
-  for (const Way& way : ways) {
+  const auto check = [&](const Way& way) {
     const std::vector<Answer> answers = run(way);
     for (uint32_t i = 0; i < kRequests; ++i) {
       EXPECT_TRUE(Same(answers[i], alone[i])) << way.name << ", request " << i;
     }
-  }
+  };
+  for (const Way& way : ways) check(way);
+  // Where this thread hardly runs, requests may come one by one and preempt nobody.
+  for (int more = 0; more < 4 && observer.preemptions.load() == 0; ++more) check(ways.back());
   EXPECT_GT(observer.preemptions.load(), 0u) << "the last way was to preempt";
 }
 
