@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "hwy/targets.h"
 #include "kernels/simd_target.h"
@@ -24,44 +25,33 @@ namespace firesteel::kernels {
 
 namespace {
 
-// From so many tokens on, each plane of 16 tokens has a tile of its own.
-constexpr size_t kManyTokens = 24;
-
-// The column of a token's plane: 0 is the high one. Eight tokens that decode together share a tile;
-// for prompts the planes lie apart, which halves the work that is left after the products.
-size_t ColumnOf(size_t token, size_t plane, size_t num_tokens) {
-  if (num_tokens < kManyTokens) return 2 * token + plane;
-  return (token / kTileColumns * 2 + plane) * kTileColumns + token % kTileColumns;
-}
-
-// Writes `bytes`, a multiple of four, to a column, zeros behind them.
-void SetColumn(const void* data, size_t bytes, size_t column, const TileColumns& tiles) {
+// Writes `bytes`, a multiple of four, to a column of tiles, zeros behind them.
+void SetColumn(const void* data, size_t bytes, size_t column, size_t depth, int32_t* tiles) {
   const auto* words = static_cast<const int32_t*>(data);
   const size_t count = bytes / sizeof(int32_t);
-  int32_t* const out = tiles.words +
-                       column / kTileColumns * tiles.depth * kTileWords * kTileColumns +
-                       column % kTileColumns;
+  int32_t* const out =
+      tiles + column / kTileColumns * depth * kTileWords * kTileColumns + column % kTileColumns;
   for (size_t i = 0; i < count; ++i) out[i * kTileColumns] = words[i];
-  for (size_t i = count; i < tiles.depth * kTileWords; ++i) out[i * kTileColumns] = 0;
+  for (size_t i = count; i < depth * kTileWords; ++i) out[i * kTileColumns] = 0;
 }
 
 }  // namespace
 
-void SetTileColumns(const QuantizedRows& x, size_t row, size_t num_rows, const TileColumns& tiles) {
-  for (size_t plane = 0; plane < 2; ++plane) {
-    const int8_t* const bytes = plane == 0 ? x.High(row) : x.Low(row);
-    SetColumn(bytes, x.plane, ColumnOf(row, plane, num_rows), tiles);
-  }
+void SetTileColumn(const QuantizedRows& x, size_t row, const TileColumns& tiles) {
+  SetColumn(x.Low(row), x.plane, row, tiles.depth, tiles.words);
+  SetColumn(x.High(row), x.plane, row, tiles.depth, tiles.high);
 }
 
 void SetTileColumn(const BF16* x, size_t cols, size_t column, const TileColumns& tiles) {
   constexpr size_t kWord = sizeof(int32_t);
-  SetColumn(x, (cols * sizeof(BF16) + kWord - 1) / kWord * kWord, column, tiles);
+  SetColumn(x, (cols * sizeof(BF16) + kWord - 1) / kWord * kWord, column, tiles.depth, tiles.words);
 }
 
 #if FIRESTEEL_HAVE_AMX
 namespace {
 
+// From so many tokens on, weights are multiplied panel by panel.
+constexpr size_t kManyTokens = 24;
 // Rows of a tile of weights.
 constexpr size_t kTileRows = 16;
 constexpr size_t kTileWordsTotal = kTileWords * kTileColumns;
@@ -143,24 +133,56 @@ FIRESTEEL_AMX inline void Transpose(const __m512i (&in)[16], __m512i (&out)[16])
   }
 }
 
-// Scales the sums of a tile, whose rows are row, row + step, row + 2 · step …, for up to 8 tokens
-// from `first` on.
-FIRESTEEL_AMX void Finish(const Sums& sums, const QuantizedRows& x, size_t first,
+// The blocks of the high plane that some of up to 32 tokens has.
+struct HighBlocks {
+  HighBlocks(const QuantizedRows& x, size_t first) {
+    const size_t end = std::min(first + 2 * kTileColumns, x.rows);
+    for (size_t t = first; t < end; ++t) {
+      for (size_t i = 0; i < x.HighWords(); ++i) words[i] |= x.HighBlocks(t)[i];
+    }
+    for (size_t i = 0; i < x.HighWords(); ++i) {
+      if (words[i] != 0) num_words = i + 1;
+    }
+  }
+  static_assert(kHighBlock == 4 * kTileWords, "a tile each");
+  uint64_t words[kMaxQuantizedCols / kHighBlock / 64] = {};
+  size_t num_words = 0;  // 0: none
+};
+
+// The same for the tiles of the high plane that are listed.
+FIRESTEEL_AMX void MultiplyHighRows(const uint8_t* w, size_t row_stride, const int32_t* x,
+                                    const HighBlocks& blocks, Sums& sums) {
+  _tile_zero(0);
+  ForHighBlocks(blocks.words, blocks.num_words, [&](size_t i) FIRESTEEL_AMX {
+    _tile_loadd(4, w + i * 64, row_stride);
+    _tile_loadd(6, x + i * kTileWordsTotal, 64);
+    _tile_dpbssd(0, 4, 6);
+  });
+  _tile_stored(0, sums.values, 64);
+}
+
+// Scales the sums of a tile, whose rows are row, row + step, row + 2 · step …, for up to 16 tokens
+// from `first` on. `high` is null where all of that plane is zero.
+FIRESTEEL_AMX void Finish(const Sums& low, const Sums* high, const QuantizedRows& x, size_t first,
                           const float* row_scales, size_t row, size_t step, const MatView& y) {
   __m512i rows[16], columns[16];
-  for (size_t i = 0; i < 16; ++i) rows[i] = _mm512_load_si512(sums.values[i]);
+  for (size_t i = 0; i < 16; ++i) {
+    __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(low.values[i]));
+    if (high != nullptr) {
+      const __m512 upper = _mm512_cvtepi32_ps(_mm512_load_si512(high->values[i]));
+      sum = _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0f), sum);
+    }
+    rows[i] = _mm512_castps_si512(sum);
+  }
   Transpose(rows, columns);
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i offsets = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(step)));
   const __m512 scales = _mm512_i32gather_ps(offsets, row_scales + row, sizeof(float));
-  const size_t tokens = std::min(kTileColumns / 2, x.rows - first);
+  const size_t tokens = std::min(kTileColumns, x.rows - first);
   for (size_t i = 0; i < tokens; ++i) {
-    const __m512 high = _mm512_cvtepi32_ps(columns[2 * i]);
-    const __m512 low = _mm512_cvtepi32_ps(columns[2 * i + 1]);
-    const __m512 product = _mm512_fmadd_ps(high, _mm512_set1_ps(256.0f), low);
     const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(x.scales[first + i]));
-    _mm512_i32scatter_ps(y.Row(first + i) + row, offsets, _mm512_mul_ps(product, scale),
-                         sizeof(float));
+    const __m512 product = _mm512_mul_ps(_mm512_castsi512_ps(columns[i]), scale);
+    _mm512_i32scatter_ps(y.Row(first + i) + row, offsets, product, sizeof(float));
   }
 }
 
@@ -176,19 +198,23 @@ FIRESTEEL_AMX size_t MultiplyFew(const QuantizedRows& x, const TileColumns& tile
   // The activations may be padded by one tile more than the weights.
   const size_t depth = std::min(tiles.depth, w.stride / kAlignment);
   const size_t block_words = tiles.depth * kTileWordsTotal;
-  const size_t blocks = (2 * x.rows + kTileColumns - 1) / kTileColumns;
+  const bool two = x.rows > kTileColumns;
+  static_assert(kManyTokens <= 2 * kTileColumns);
+  const HighBlocks high_blocks(x, 0);
   const TileConfig config;
   _tile_loadconfig(&config);
   for (size_t row = row_begin; row < row_begin + step; ++row) {
-    for (size_t block = 0; block < blocks; block += 2) {
-      Sums sums[2];
-      const bool two = block + 2 <= blocks;
-      const int32_t* const words = tiles.words + block * block_words;
-      const auto multiply = two ? MultiplyRows<true> : MultiplyRows<false>;
-      multiply(w.RowBytes(row), stride, words, words + block_words, depth, sums);
-      for (size_t i = 0; i < (two ? 2u : 1u); ++i) {
-        Finish(sums[i], x, (block + i) * kTileColumns / 2, w.row_scales, row, step, y);
+    const uint8_t* const weights = w.RowBytes(row);
+    Sums low[2];
+    const auto multiply = two ? MultiplyRows<true> : MultiplyRows<false>;
+    multiply(weights, stride, tiles.words, tiles.words + block_words, depth, low);
+    for (size_t block = 0; block < (two ? 2u : 1u); ++block) {
+      Sums high;
+      if (high_blocks.num_words > 0) {
+        MultiplyHighRows(weights, stride, tiles.high + block * block_words, high_blocks, high);
       }
+      Finish(low[block], high_blocks.num_words > 0 ? &high : nullptr, x, block * kTileColumns,
+             w.row_scales, row, step, y);
     }
   }
   _tile_release();
@@ -218,6 +244,20 @@ TileConfig ConfigOf(size_t num_rows) {
   return config;
 }
 
+FIRESTEEL_AMX inline void ZeroSums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+FIRESTEEL_AMX inline void StoreSums(Sums (&sums)[4]) {
+  _tile_stored(0, sums[0].values, 64);
+  _tile_stored(1, sums[1].values, 64);
+  _tile_stored(2, sums[2].values, 64);
+  _tile_stored(3, sums[3].values, 64);
+}
+
 // Adds the product of two tiles to a third.
 template <bool kIntegers, int kSum, int kWeights, int kColumns>
 FIRESTEEL_AMX inline void AddProduct() {
@@ -237,10 +277,7 @@ FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* x, const int
                                  Sums (&sums)[4]) {
   const uint8_t* const lower =
       panel.num_rows > kTileRows ? panel.rows + kTileRows * panel.row_stride : panel.rows;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  ZeroSums();
   for (size_t i = 0; i < panel.depth; ++i) {
     for (size_t row = ahead_begin; row < ahead_end; ++row) {
       const uint8_t* const ahead = panel.rows + (kPanelRows + row) * panel.row_stride + i * 64;
@@ -259,10 +296,26 @@ FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* x, const int
     AddProduct<kIntegers, 2, 5, 6>();
     AddProduct<kIntegers, 3, 5, 7>();
   }
-  _tile_stored(0, sums[0].values, 64);
-  _tile_stored(1, sums[1].values, 64);
-  _tile_stored(2, sums[2].values, 64);
-  _tile_stored(3, sums[3].values, 64);
+  StoreSums(sums);
+}
+
+// Sums of the tiles of the high plane that are listed. Requires the configuration of the panel.
+FIRESTEEL_AMX void MultiplyHighPanel(const Panel& panel, const int32_t* x, const int32_t* x1,
+                                     const HighBlocks& blocks, Sums (&sums)[4]) {
+  const uint8_t* const lower =
+      panel.num_rows > kTileRows ? panel.rows + kTileRows * panel.row_stride : panel.rows;
+  ZeroSums();
+  ForHighBlocks(blocks.words, blocks.num_words, [&](size_t i) FIRESTEEL_AMX {
+    _tile_loadd(4, panel.rows + i * 64, panel.row_stride);
+    _tile_loadd(6, x + i * kTileWordsTotal, 64);
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, x1 + i * kTileWordsTotal, 64);
+    _tile_dpbssd(1, 4, 7);
+    _tile_loadd(5, lower + i * 64, panel.row_stride);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  });
+  StoreSums(sums);
 }
 
 // Stores the first num_rows ≤ 16 columns of rows [row_begin, row_end) of a transposed tile.
@@ -276,59 +329,80 @@ FIRESTEEL_AMX inline void StoreColumns(const __m512i (&rows)[16], size_t num_row
   }
 }
 
-// What is to be made of the sums of a panel with a pair of blocks of columns: of 16 tokens, whose
-// high planes are one block and whose low ones the other.
-struct PlanesOfTokens {
-  static constexpr bool kIntegers = true;
-  static constexpr size_t kTokens = kTileColumns;
-
-  FIRESTEEL_AMX void Finish(const Sums (&sums)[4], size_t row, size_t num_rows, size_t begin,
-                            size_t end, const MatView& y) const {
-    const auto valid = static_cast<__mmask16>((1u << (end - begin)) - 1);
-    const __m512 token_scales = _mm512_maskz_loadu_ps(valid, scales + begin);
-    for (size_t half = 0; half * kTileRows < num_rows; ++half) {
-      const Sums& high = sums[2 * half];
-      const Sums& low = sums[2 * half + 1];
-      const size_t count = std::min(kTileRows, num_rows - half * kTileRows);
+// Stores what rows_of(half, block, rows) gives for each of a panel's four tiles of sums, the halves
+// of its rows times the two blocks of columns: 16 rows, for the tokens [begin, end) of its columns.
+constexpr size_t kPairTokens = 2 * kTileColumns;
+template <class RowsFn>
+FIRESTEEL_AMX void StorePanel(size_t num_rows, size_t begin, size_t end, const RowsFn& rows_of,
+                              const MatView& y) {
+  const size_t first = begin / kPairTokens * kPairTokens;
+  for (size_t half = 0; half * kTileRows < num_rows; ++half) {
+    for (size_t block = 0; block < 2; ++block) {
+      const size_t block_first = first + block * kTileColumns;
+      const size_t from = std::max(begin, block_first);
+      const size_t to = std::min(end, block_first + kTileColumns);
+      if (from >= to) continue;
       __m512i rows[16];
-      for (size_t i = 0; i < 16; ++i) {
-        const __m512 h = _mm512_cvtepi32_ps(_mm512_load_si512(high.values[i]));
-        const __m512 l = _mm512_cvtepi32_ps(_mm512_load_si512(low.values[i]));
-        const __m512 product = _mm512_fmadd_ps(h, _mm512_set1_ps(256.0f), l);
-        const float row_scale = i < count ? row_scales[row + half * kTileRows + i] : 0.0f;
-        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scale), token_scales);
-        rows[i] = _mm512_castps_si512(_mm512_mul_ps(product, scale));
-      }
-      StoreColumns(rows, count, 0, end - begin, {y.data + half * kTileRows, 0, 0, y.stride});
+      rows_of(half, block, rows);
+      StoreColumns(rows, std::min(kTileRows, num_rows - half * kTileRows), from - block_first,
+                   to - block_first, {y.Row(from - begin) + half * kTileRows, 0, 0, y.stride});
     }
   }
+}
 
+// What is to be made of the sums of a panel with a pair of blocks of columns.
+struct Integers {
+  static constexpr bool kIntegers = true;
+
+  FIRESTEEL_AMX void Finish(const Sums (&low)[4], const Panel& panel, size_t row, size_t pair,
+                            size_t begin, size_t end, const MatView& y) const {
+    const HighBlocks& blocks = high_blocks[pair];
+    const bool any = blocks.num_words > 0;
+    Sums high[4];
+    if (any) {
+      const size_t block_words = tiles.depth * kTileWordsTotal;
+      const int32_t* const words = tiles.high + 2 * pair * block_words;
+      MultiplyHighPanel(panel, words, words + block_words, blocks, high);
+    }
+    const size_t first = begin / kPairTokens * kPairTokens;
+    const auto rows_of = [&](size_t half, size_t block, __m512i(&rows)[16]) FIRESTEEL_AMX {
+      const size_t token = first + block * kTileColumns;
+      const size_t tokens = std::min(kTileColumns, end - token);
+      const auto valid = static_cast<__mmask16>((1u << tokens) - 1);
+      const __m512 token_scales = _mm512_maskz_loadu_ps(valid, scales + token);
+      const size_t count = std::min(kTileRows, panel.num_rows - half * kTileRows);
+      for (size_t i = 0; i < 16; ++i) {
+        const size_t tile = 2 * half + block;
+        __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(low[tile].values[i]));
+        if (any) {
+          const __m512 upper = _mm512_cvtepi32_ps(_mm512_load_si512(high[tile].values[i]));
+          sum = _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0f), sum);
+        }
+        const float row_scale = i < count ? row_scales[row + half * kTileRows + i] : 0.0f;
+        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scale), token_scales);
+        rows[i] = _mm512_castps_si512(_mm512_mul_ps(sum, scale));
+      }
+    };
+    StorePanel(panel.num_rows, begin, end, rows_of, y);
+  }
+
+  const TileColumns& tiles;
+  const HighBlocks* high_blocks;  // of each pair of blocks of columns
   const float* scales;
   const float* row_scales;
 };
 
-// Of 32 tokens.
-struct Tokens {
+struct Floats {
   static constexpr bool kIntegers = false;
-  static constexpr size_t kTokens = 2 * kTileColumns;
 
-  FIRESTEEL_AMX void Finish(const Sums (&sums)[4], size_t /*row*/, size_t num_rows, size_t begin,
-                            size_t end, const MatView& y) const {
-    const size_t first = begin / kTokens * kTokens;  // of the pair
-    for (size_t half = 0; half * kTileRows < num_rows; ++half) {
-      for (size_t block = 0; block < 2; ++block) {
-        const size_t block_first = first + block * kTileColumns;
-        const size_t from = std::max(begin, block_first);
-        const size_t to = std::min(end, block_first + kTileColumns);
-        if (from >= to) continue;
-        __m512i rows[16];
-        for (size_t i = 0; i < 16; ++i) {
-          rows[i] = _mm512_load_si512(sums[2 * half + block].values[i]);
-        }
-        StoreColumns(rows, std::min(kTileRows, num_rows - half * kTileRows), from - block_first,
-                     to - block_first, {y.Row(from - begin) + half * kTileRows, 0, 0, y.stride});
+  FIRESTEEL_AMX void Finish(const Sums (&sums)[4], const Panel& panel, size_t /*row*/,
+                            size_t /*pair*/, size_t begin, size_t end, const MatView& y) const {
+    const auto rows_of = [&](size_t half, size_t block, __m512i(&rows)[16]) FIRESTEEL_AMX {
+      for (size_t i = 0; i < 16; ++i) {
+        rows[i] = _mm512_load_si512(sums[2 * half + block].values[i]);
       }
-    }
+    };
+    StorePanel(panel.num_rows, begin, end, rows_of, y);
   }
 };
 
@@ -339,17 +413,16 @@ FIRESTEEL_AMX void MultiplyMany(const Product& product, const TileColumns& tiles
                                 size_t token_begin, size_t token_end, const TypedView& w,
                                 size_t row_begin, size_t row_end, const MatView& y) {
   constexpr size_t kGroupBytes = size_t{1280} << 10;
-  constexpr size_t kTokens = Product::kTokens;
   const size_t row_stride = BytesOf(w.dtype, w.stride);
   // The activations may be longer than the weights: by what pads them, or by another matrix's part.
   const size_t depth = std::min(tiles.depth, row_stride / kAlignment);
   const size_t block_words = tiles.depth * kTileWordsTotal;
   const size_t group = std::max<size_t>(1, kGroupBytes / (2 * depth * 64 * kTileColumns));
-  const size_t pairs_end = (token_end + kTokens - 1) / kTokens;
+  const size_t pairs_end = (token_end + kPairTokens - 1) / kPairTokens;
   size_t configured = kPanelRows;
   TileConfig config = ConfigOf(configured);
   _tile_loadconfig(&config);
-  for (size_t first = token_begin / kTokens; first < pairs_end; first += group) {
+  for (size_t first = token_begin / kPairTokens; first < pairs_end; first += group) {
     const size_t count = std::min(group, pairs_end - first);
     for (size_t row = row_begin; row < row_end; row += kPanelRows) {
       const Panel panel{w.RowBytes(row), row_stride, std::min(kPanelRows, row_end - row), depth};
@@ -359,14 +432,91 @@ FIRESTEEL_AMX void MultiplyMany(const Product& product, const TileColumns& tiles
         _tile_loadconfig(&config);
       }
       for (size_t i = 0; i < count; ++i) {
-        const size_t begin = std::max(token_begin, (first + i) * kTokens);
-        const size_t end = std::min(token_end, (first + i + 1) * kTokens);
+        const size_t begin = std::max(token_begin, (first + i) * kPairTokens);
+        const size_t end = std::min(token_end, (first + i + 1) * kPairTokens);
         const int32_t* const words = tiles.words + 2 * (first + i) * block_words;
         const MatView out{y.Row(begin) + row, end - begin, panel.num_rows, y.stride};
         Sums sums[4];
         MultiplyPanel<Product::kIntegers>(panel, words, words + block_words, kPanelRows * i / count,
                                           kPanelRows * (i + 1) / count, out, sums);
-        product.Finish(sums, row, panel.num_rows, begin, end, out);
+        product.Finish(sums, panel, row, first + i, begin, end, out);
+      }
+    }
+  }
+  _tile_release();
+}
+
+// Puts the columns [col_begin, col_end) of w in the order of right operands: [columns / 16, rows /
+// 64, 16 groups of four rows, 16 columns, four rows], where 64 columns have the order that comes of
+// interleaving bytes within 128 bits. Behind the last row it is repeated.
+FIRESTEEL_AMX void Interleave(const TypedView& w, size_t col_begin, size_t col_end,
+                              int8_t* scratch) {
+  constexpr size_t kAheadRows = 32;
+  const size_t depth = (w.rows + 63) / 64;
+  const size_t tile_column = depth * kTileWordsTotal * sizeof(int32_t);
+  for (size_t four = 0; four < 16 * depth; ++four) {
+    const uint8_t* rows[4];
+    for (size_t i = 0; i < 4; ++i) rows[i] = w.RowBytes(std::min(4 * four + i, w.rows - 1));
+    for (size_t col = col_begin; col < col_end; col += 64) {
+      __m512i r[4];
+      for (size_t i = 0; i < 4; ++i) {
+        const uint8_t* const ahead = rows[i] + col + kAheadRows * w.stride;
+        _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
+        r[i] = _mm512_loadu_si512(rows[i] + col);
+      }
+      const __m512i low01 = _mm512_unpacklo_epi8(r[0], r[1]);
+      const __m512i high01 = _mm512_unpackhi_epi8(r[0], r[1]);
+      const __m512i low23 = _mm512_unpacklo_epi8(r[2], r[3]);
+      const __m512i high23 = _mm512_unpackhi_epi8(r[2], r[3]);
+      int8_t* const out = scratch + (col - col_begin) / 16 * tile_column + four * 64;
+      _mm512_store_si512(out, _mm512_unpacklo_epi16(low01, low23));
+      _mm512_store_si512(out + tile_column, _mm512_unpackhi_epi16(low01, low23));
+      _mm512_store_si512(out + 2 * tile_column, _mm512_unpacklo_epi16(high01, high23));
+      _mm512_store_si512(out + 3 * tile_column, _mm512_unpackhi_epi16(high01, high23));
+    }
+  }
+}
+
+FIRESTEEL_AMX void SumColumns(const ByteRows& c, const TypedView& w, size_t col_begin,
+                              size_t col_end, bool add, int8_t* scratch, const MatView& out) {
+  const size_t depth = (w.rows + 63) / 64;
+  const size_t tile_column = depth * kTileWordsTotal * sizeof(int32_t);
+  Interleave(w, col_begin, col_end, scratch);
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  // 32 columns of weights stay in L1 while the tokens pass.
+  for (size_t col = col_begin; col < col_end; col += 32) {
+    const int8_t* const w0 = scratch + (col - col_begin) / 16 * tile_column;
+    for (size_t first = 0; first < c.rows; first += kAmxSumRows) {
+      const size_t end = std::min(first + kAmxSumRows, c.rows);
+      const int8_t* const c0 = c.Row(first);
+      ZeroSums();
+      for (size_t i = 0; i < depth; ++i) {
+        for (size_t t = first + 4 * i; t < std::min(first + 4 * i + 4, end); ++t) {
+          __builtin_prefetch(out.Row(t) + col, 1);
+          __builtin_prefetch(out.Row(t) + col + 16, 1);
+        }
+        _tile_loadd(4, c0 + i * 64, c.stride);
+        _tile_loadd(6, w0 + i * 1024, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, w0 + tile_column + i * 1024, 64);
+        _tile_dpbssd(1, 4, 7);
+        _tile_loadd(5, c0 + kTileRows * c.stride + i * 64, c.stride);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      }
+      Sums sums[4];
+      StoreSums(sums);
+      for (size_t t = first; t < end; ++t) {
+        const __m512 scale = _mm512_set1_ps(c.scales[t]);
+        const size_t row = t - first;
+        for (size_t half = 0; half < 2; ++half) {
+          const Sums& tile = sums[row / kTileRows * 2 + half];
+          float* const y = out.Row(t) + col + 16 * half;
+          const __m512i exact = _mm512_load_si512(tile.values[row % kTileRows]);
+          const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
+          _mm512_storeu_ps(y, add ? _mm512_add_ps(_mm512_loadu_ps(y), sum) : sum);
+        }
       }
     }
   }
@@ -383,8 +533,10 @@ bool AmxAvailable() {
 void AmxMatMul(const QuantizedRows& x, const TileColumns& tiles, const TypedView& w,
                size_t row_begin, size_t row_end, const MatView& y) {
   if (x.rows >= kManyTokens) {
-    return MultiplyMany(PlanesOfTokens{x.scales, w.row_scales}, tiles, 0, x.rows, w, row_begin,
-                        row_end, y);
+    std::vector<HighBlocks> high_blocks;
+    for (size_t t = 0; t < x.rows; t += kPairTokens) high_blocks.emplace_back(x, t);
+    const Integers product{tiles, high_blocks.data(), x.scales, w.row_scales};
+    return MultiplyMany(product, tiles, 0, x.rows, w, row_begin, row_end, y);
   }
   const size_t end = MultiplyFew(x, tiles, w, row_begin, row_end, y);
   QuantizedMatMul(x, w, end, row_end, y);  // the same bits
@@ -392,7 +544,14 @@ void AmxMatMul(const QuantizedRows& x, const TileColumns& tiles, const TypedView
 
 void AmxMatMul(const TileColumns& tiles, size_t token_begin, size_t token_end, const TypedView& w,
                size_t row_begin, size_t row_end, const MatView& y) {
-  MultiplyMany(Tokens(), tiles, token_begin, token_end, w, row_begin, row_end, y);
+  MultiplyMany(Floats(), tiles, token_begin, token_end, w, row_begin, row_end, y);
+}
+
+void AmxSumColumns(const ByteRows& c, const TypedView& w, size_t col_begin, size_t col_end,
+                   bool add, int8_t* scratch, const MatView& out) {
+  HWY_DASSERT(w.dtype == DType::kI8 && w.rows <= c.stride && col_end <= w.stride);
+  HWY_DASSERT(col_begin % kAlignment == 0 && col_end % kAlignment == 0);
+  SumColumns(c, w, col_begin, col_end, add, scratch, out);
 }
 
 #else  // FIRESTEEL_HAVE_AMX
@@ -402,6 +561,8 @@ void AmxMatMul(const QuantizedRows&, const TileColumns&, const TypedView&, size_
                const MatView&) {}
 void AmxMatMul(const TileColumns&, size_t, size_t, const TypedView&, size_t, size_t,
                const MatView&) {}
+void AmxSumColumns(const ByteRows&, const TypedView&, size_t, size_t, bool, int8_t*,
+                   const MatView&) {}
 
 #endif
 

@@ -11,12 +11,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/integer_rows.h"
 #include "kernels/quantized.h"
 #include "kernels/tensor.h"
 
 namespace firesteel::kernels {
 
-/// Columns of a tile: a token each, or one plane of it.
+/// Columns of a tile: a token each.
 inline constexpr size_t kTileColumns = 16;
 /// Four-byte words of a tile's column: four bytes or two bf16, neighbours along k.
 inline constexpr size_t kTileWords = 16;
@@ -24,9 +25,15 @@ inline constexpr size_t kTileWords = 16;
 /// Activations in the order of tiles: [columns / kTileColumns, words / kTileWords, kTileWords,
 /// kTileColumns], zeros where a column ends within a tile. Memory of somebody else.
 struct TileColumns {
-  int32_t* words = nullptr;
-  size_t depth = 0;  // tiles along k
+  int32_t* words = nullptr;  // integers: the low plane
+  size_t depth = 0;          // tiles along k
+  int32_t* high = nullptr;   // integers: the high plane in the same order
 
+  /// The columns from `first` on, a multiple of kTileColumns.
+  TileColumns From(size_t first) const {
+    const size_t offset = first * depth * kTileWords;
+    return {words + offset, depth, high == nullptr ? nullptr : high + offset};
+  }
   /// Tiles along k for columns of `words` words.
   static size_t Depth(size_t words) { return (words + kTileWords - 1) / kTileWords; }
   /// Memory that `columns` columns of `words` words each need: tiles go in pairs.
@@ -40,9 +47,8 @@ struct TileColumns {
 /// the SIMD target in use is the one of such CPUs. Thread-safe.
 bool AmxAvailable();
 
-/// Writes the planes of a row of x to its columns, in the order of a product of `num_rows` rows.
-/// Thread-safe for distinct rows.
-void SetTileColumns(const QuantizedRows& x, size_t row, size_t num_rows, const TileColumns& tiles);
+/// Writes both planes of a row of x to the column of its number. Thread-safe for distinct rows.
+void SetTileColumn(const QuantizedRows& x, size_t row, const TileColumns& tiles);
 
 /// Writes x [cols], padded with anything to a multiple of kAlignment bytes, to a column.
 /// Thread-safe for distinct columns.
@@ -63,6 +69,24 @@ void AmxMatMul(const QuantizedRows& x, const TileColumns& tiles, const TypedView
 /// one y.
 void AmxMatMul(const TileColumns& tiles, size_t token_begin, size_t token_end, const TypedView& w,
                size_t row_begin, size_t row_end, const MatView& y);
+
+/// Rows of memory that AmxSumColumns reads together.
+inline constexpr size_t kAmxSumRows = 2 * kTileColumns;
+/// Bytes of scratch that AmxSumColumns needs for `rows` rows of weights and `cols` columns.
+constexpr size_t AmxSumBytes(size_t rows, size_t cols) {
+  return (rows + kAlignment - 1) / kAlignment * kAlignment * cols;
+}
+
+/// Sums of weighted rows for many tokens, whether their coefficients are zero or not: out[t, i] =
+/// or (if `add`) += Σ_j c[t, j] · w[j, i] for every row t of c and for i in [col_begin, col_end),
+/// multiples of kAlignment, with the bits and in the order of columns of SumIntegerColumns.
+///
+/// w kI8 [F, D] in rows that are padded to kAlignment bytes; c.stride ≥ F. There is memory behind c
+/// for as many rows as make a multiple of kAmxSumRows. `scratch` [AmxSumBytes(F, col_end −
+/// col_begin)], aligned to kAlignment. Requires AmxAvailable(). Thread-safe for disjoint columns of
+/// one out.
+void AmxSumColumns(const ByteRows& c, const TypedView& w, size_t col_begin, size_t col_end,
+                   bool add, int8_t* scratch, const MatView& out);
 
 }  // namespace firesteel::kernels
 

@@ -1,6 +1,7 @@
 #include "kernels/amx.h"
 
-#include "kernels/test_util.h"
+#include "kernels/integer_rows.h"
+#include "kernels/quantized_test_util.h"
 
 namespace firesteel::kernels {
 namespace {
@@ -27,7 +28,8 @@ struct Columns {
 
 TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
   for (const size_t cols : {1, 63, 64, 130, 1024, 2304}) {
-    for (const size_t tokens : {1, 2, 7, 8, 9, 17, 23, 24, 40, 304}) {
+    for (const size_t tokens : {1, 2, 7, 8, 9, 16, 17, 23, 24, 40, 304}) {
+      const bool outlying = random_.Below(3) > 0;
       const size_t rows = 1 + random_.Below(130);
       const size_t stride = RoundUp(cols, kAlignment);
       Guarded<int8_t> bytes(rows * stride);
@@ -38,16 +40,16 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
       }
       const TypedView w{bytes.data(), DType::kI8, rows, cols, stride, row_scales.data()};
 
-      const size_t plane = RoundUp(cols, kQuantizedPadding);
-      std::vector<int8_t> planes(2 * tokens * plane);
-      std::vector<int32_t> offsets(tokens * plane / 4), high_sums(tokens), low_sums(tokens);
-      std::vector<float> scales(tokens);
-      const QuantizedRows x{planes.data(),   offsets.data(), scales.data(), high_sums.data(),
-                            low_sums.data(), tokens,         cols,          plane};
-      Columns columns(2 * tokens, plane / 4);
+      GuardedRows rounded(tokens, cols);
+      const QuantizedRows& x = rounded.view();
+      Columns columns(tokens, x.plane / 4), high_columns(tokens, x.plane / 4);
+      columns.tiles.high = high_columns.tiles.words;
       for (size_t t = 0; t < tokens; ++t) {
-        QuantizeActivations(random_.Floats(cols).data(), x, t);
-        SetTileColumns(x, t, tokens, columns.tiles);
+        // Some groups of tokens have no outliers at all.
+        const bool outliers = outlying && t % 64 < 32;
+        const auto values = outliers ? FloatsWithOutliers(random_, cols) : random_.Floats(cols);
+        QuantizeActivations(values.data(), x, t);
+        SetTileColumn(x, t, columns.tiles);
       }
       std::vector<float> expected(tokens * rows);
       QuantizedMatMul(x, w, 0, rows, {expected.data(), tokens, rows, rows});
@@ -60,7 +62,55 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
       }
       AmxMatMul(x, columns.tiles, w, 0, cut, out);
       ASSERT_TRUE(SameBits(y.span(), expected)) << cols << ", " << tokens << ", " << rows;
-      ASSERT_TRUE(y.GuardsIntact() && columns.memory.GuardsIntact());
+      ASSERT_TRUE(y.GuardsIntact() && columns.memory.GuardsIntact() &&
+                  high_columns.memory.GuardsIntact());
+    }
+  }
+}
+
+// Coefficients of some rows, spread among zeros, times all rows.
+TEST_F(AmxTest, SumsOfAllRowsHaveTheBitsOfThoseOfListedOnes) {
+  for (const size_t cols : {64, 192, 320}) {
+    for (const size_t tokens : {1, 31, 32, 70}) {
+      const size_t rows = 1 + random_.Below(200);
+      const size_t stride = cols + 64;
+      Guarded<int8_t> bytes(rows * stride);
+      std::vector<float> row_scales(rows);
+      for (size_t r = 0; r < rows; ++r) {
+        row_scales[r] =
+            QuantizeWeightsI8(random_.Floats(stride).data(), stride, bytes.data() + r * stride);
+      }
+      const TypedView w{bytes.data(), DType::kI8, rows, cols, stride, row_scales.data()};
+      const size_t padded = RoundUp(tokens, kAmxSumRows);
+      const size_t depth = RoundUp(rows, kAlignment);
+      Guarded<int8_t> coefficients(padded * depth), scratch(AmxSumBytes(rows, cols));
+      Guarded<float> scales(tokens), y(tokens * cols);
+      const ByteRows c{coefficients.data(), scales.data(), tokens, depth};
+      std::vector<float> expected(tokens * cols);
+      const uint32_t first_row = 1000;  // of a matrix of which these rows are a part
+      for (size_t t = 0; t < tokens; ++t) {
+        const auto active = random_.Subset(rows, 0.3);
+        std::vector<float> values = random_.Floats(active.size());
+        GuardedRows rounded(1, active.size());
+        QuantizeCoefficients(values.data(), active.data(), w, rounded.view());
+        std::vector<uint32_t> places = active;
+        for (uint32_t& place : places) place += first_row;
+        SpreadCoefficients(rounded.view(), places.data(), first_row, c, t);
+        RowFetcher fetcher;
+        float* const sums = &expected[t * cols];
+        SumIntegerColumns(rounded.view(), active.data(), w, 0, cols, false, fetcher, sums);
+        if (cols > 64) {
+          SumIntegerColumns(rounded.view(), active.data(), w, 64, cols, true, fetcher, sums);
+        }
+      }
+      const MatView out{y.data(), tokens, cols, cols};
+      AmxSumColumns(c, w, 64, cols, false, scratch.data(), out);
+      for (size_t t = 0; t < tokens; ++t) ASSERT_TRUE(std::isnan(y[t * cols + 63]));
+      AmxSumColumns(c, w, 0, 64, false, scratch.data(), out);
+      AmxSumColumns(c, w, 64, cols, true, scratch.data(), out);
+      ASSERT_TRUE(SameBits(y.span(), expected)) << cols << ", " << tokens << ", " << rows;
+      ASSERT_TRUE(coefficients.GuardsIntact() && scratch.GuardsIntact() && y.GuardsIntact() &&
+                  scales.GuardsIntact());
     }
   }
 }

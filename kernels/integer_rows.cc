@@ -37,46 +37,31 @@ HWY_INLINE void Interleave(BytesVec r0, BytesVec r1, BytesVec r2, BytesVec r3, B
   q3 = hn::BitCast(du8, hn::InterleaveUpper(du16, high01, high23));
 }
 
-// The coefficients of four neighbours of a list, a byte each.
-struct FourCoefficients {
-  int32_t high;
-  int32_t low;
-};
-
-// Those from `at` on; behind the last one there are zeros.
-HWY_INLINE FourCoefficients CoefficientsAt(const QuantizedRows& c, size_t at) {
-  FourCoefficients four;
-  std::memcpy(&four.high, c.High(0) + at, sizeof(four.high));
-  std::memcpy(&four.low, c.Low(0) + at, sizeof(four.low));
+// The coefficients of four neighbours of a list, a byte each. Behind the last one there are zeros.
+HWY_INLINE int32_t FourAt(const QuantizedRows& c, size_t at) {
+  int32_t four;
+  std::memcpy(&four, c.Low(0) + at, sizeof(four));
   return four;
 }
 
 // Adds four rows to the sums of their columns, which have names: vectors of SVE cannot be members.
-HWY_INLINE void AddFour(BytesVec r0, BytesVec r1, BytesVec r2, BytesVec r3,
-                        const FourCoefficients& c, SumVec& h0, SumVec& h1, SumVec& h2, SumVec& h3,
-                        SumVec& l0, SumVec& l1, SumVec& l2, SumVec& l3) {
+HWY_INLINE void AddFour(BytesVec r0, BytesVec r1, BytesVec r2, BytesVec r3, int32_t four,
+                        SumVec& s0, SumVec& s1, SumVec& s2, SumVec& s3) {
   const SumTag ds;
-  const SignedByteTag di8;
-  const auto high = hn::BitCast(di8, hn::Set(ds, c.high));
-  const auto low = hn::BitCast(di8, hn::Set(ds, c.low));
+  const auto c = hn::BitCast(SignedByteTag(), hn::Set(ds, four));
   BytesVec q0, q1, q2, q3;
   Interleave(r0, r1, r2, r3, q0, q1, q2, q3);
-  h0 = hn::SumOfMulQuadAccumulate(ds, q0, high, h0);
-  h1 = hn::SumOfMulQuadAccumulate(ds, q1, high, h1);
-  h2 = hn::SumOfMulQuadAccumulate(ds, q2, high, h2);
-  h3 = hn::SumOfMulQuadAccumulate(ds, q3, high, h3);
-  l0 = hn::SumOfMulQuadAccumulate(ds, q0, low, l0);
-  l1 = hn::SumOfMulQuadAccumulate(ds, q1, low, l1);
-  l2 = hn::SumOfMulQuadAccumulate(ds, q2, low, l2);
-  l3 = hn::SumOfMulQuadAccumulate(ds, q3, low, l3);
+  s0 = hn::SumOfMulQuadAccumulate(ds, q0, c, s0);
+  s1 = hn::SumOfMulQuadAccumulate(ds, q1, c, s1);
+  s2 = hn::SumOfMulQuadAccumulate(ds, q2, c, s2);
+  s3 = hn::SumOfMulQuadAccumulate(ds, q3, c, s3);
 }
 
 // Adds kGroups × 4 rows to the sums of all columns.
 template <size_t kGroups>
-HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows, const FourCoefficients& c0,
-                        [[maybe_unused]] const FourCoefficients& c1, size_t cols,
-                        RowFetcher& fetcher, int32_t* HWY_RESTRICT high,
-                        int32_t* HWY_RESTRICT low) {
+HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows, int32_t c0,
+                        [[maybe_unused]] int32_t c1, size_t cols, RowFetcher& fetcher,
+                        int32_t* HWY_RESTRICT sums) {
   static_assert(kGroups == 1 || kGroups == 2);
   const SumTag ds;
   const ByteTag du8;
@@ -89,40 +74,30 @@ HWY_INLINE void AddRows(const uint8_t* const* HWY_RESTRICT rows, const FourCoeff
     if (i % kAlignment == 0) {
       for (size_t group = 0; group < kGroups; ++group) fetcher.Next();
     }
-    int32_t* const h = high + i;
-    int32_t* const l = low + i;
-    auto h0 = hn::LoadU(ds, h), h1 = hn::LoadU(ds, h + lanes), h2 = hn::LoadU(ds, h + 2 * lanes),
-         h3 = hn::LoadU(ds, h + 3 * lanes);
-    auto l0 = hn::LoadU(ds, l), l1 = hn::LoadU(ds, l + lanes), l2 = hn::LoadU(ds, l + 2 * lanes),
-         l3 = hn::LoadU(ds, l + 3 * lanes);
-    AddFour(load(0, i), load(1, i), load(2, i), load(3, i), c0, h0, h1, h2, h3, l0, l1, l2, l3);
+    int32_t* const s = sums + i;
+    auto s0 = hn::LoadU(ds, s), s1 = hn::LoadU(ds, s + lanes), s2 = hn::LoadU(ds, s + 2 * lanes),
+         s3 = hn::LoadU(ds, s + 3 * lanes);
+    AddFour(load(0, i), load(1, i), load(2, i), load(3, i), c0, s0, s1, s2, s3);
     if constexpr (kGroups > 1) {
-      AddFour(load(4, i), load(5, i), load(6, i), load(7, i), c1, h0, h1, h2, h3, l0, l1, l2, l3);
+      AddFour(load(4, i), load(5, i), load(6, i), load(7, i), c1, s0, s1, s2, s3);
     }
-    hn::StoreU(h0, ds, h);
-    hn::StoreU(h1, ds, h + lanes);
-    hn::StoreU(h2, ds, h + 2 * lanes);
-    hn::StoreU(h3, ds, h + 3 * lanes);
-    hn::StoreU(l0, ds, l);
-    hn::StoreU(l1, ds, l + lanes);
-    hn::StoreU(l2, ds, l + 2 * lanes);
-    hn::StoreU(l3, ds, l + 3 * lanes);
+    hn::StoreU(s0, ds, s);
+    hn::StoreU(s1, ds, s + lanes);
+    hn::StoreU(s2, ds, s + 2 * lanes);
+    hn::StoreU(s3, ds, s + 3 * lanes);
   }
 }
 
-// What sums stand for: (256 · high + low) · scale, without the 128 that was added to every weight.
+// What sums stand for, without the 128 that was added to every weight.
 struct Finish {
   using DF = hn::RebindToFloat<SumTag>;
-  explicit Finish(const QuantizedRows& c)
-      : high_offset(128 * c.high_sums[0]), low_offset(128 * c.low_sums[0]), scale(c.scales[0]) {}
-  HWY_INLINE hn::Vec<DF> operator()(SumVec high, SumVec low) const {
-    const SumTag ds;
+  explicit Finish(const QuantizedRows& c) : offset(128 * c.low_sums[0]), scale(c.scales[0]) {}
+  HWY_INLINE hn::Vec<DF> operator()(SumVec sum) const {
     const DF df;
-    const auto h = hn::ConvertTo(df, hn::Sub(high, hn::Set(ds, high_offset)));
-    const auto l = hn::ConvertTo(df, hn::Sub(low, hn::Set(ds, low_offset)));
-    return hn::Mul(hn::MulAdd(h, hn::Set(df, 256.0f), l), hn::Set(df, scale));
+    const auto exact = hn::ConvertTo(df, hn::Sub(sum, hn::Set(SumTag(), offset)));
+    return hn::Mul(exact, hn::Set(df, scale));
   }
-  int32_t high_offset, low_offset;
+  int32_t offset;
   float scale;
 };
 
@@ -130,25 +105,21 @@ void SumIntegerRowsImpl(const QuantizedRows& c, const uint32_t* active, const Ty
                         RowFetcher& fetcher, int32_t* sums, float* y) {
   constexpr size_t kRows = 8;
   const size_t cols = SumCols(w.cols);
-  int32_t* const high = sums;
-  int32_t* const low = sums + cols;
   const uint8_t* rows[kRows];
   size_t j = 0;
   for (; j + kRows <= c.cols; j += kRows) {
     for (size_t r = 0; r < kRows; ++r) rows[r] = w.RowBytes(active[j + r]);
-    AddRows<2>(rows, CoefficientsAt(c, j), CoefficientsAt(c, j + 4), cols, fetcher, high, low);
+    AddRows<2>(rows, FourAt(c, j), FourAt(c, j + 4), cols, fetcher, sums);
   }
   for (; j < c.cols; j += 4) {
     for (size_t r = 0; r < 4; ++r) rows[r] = w.RowBytes(active[std::min(j + r, c.cols - 1)]);
-    const FourCoefficients c0 = CoefficientsAt(c, j);
-    AddRows<1>(rows, c0, c0, cols, fetcher, high, low);
+    AddRows<1>(rows, FourAt(c, j), 0, cols, fetcher, sums);
   }
   const SumTag ds;
   const Finish finish(c);
   for (size_t i = 0; i < cols; i += hn::Lanes(ds)) {
-    hn::StoreU(finish(hn::LoadU(ds, high + i), hn::LoadU(ds, low + i)), Finish::DF(), y + i);
-    hn::StoreU(hn::Zero(ds), ds, high + i);
-    hn::StoreU(hn::Zero(ds), ds, low + i);
+    hn::StoreU(finish(hn::LoadU(ds, sums + i)), Finish::DF(), y + i);
+    hn::StoreU(hn::Zero(ds), ds, sums + i);
   }
 }
 
@@ -164,19 +135,18 @@ HWY_INLINE void SumBlock(bool begins_line, const QuantizedRows& c,
   const Finish::DF df;
   const size_t lanes = hn::Lanes(ds), bytes = hn::Lanes(du8);
   const auto flip = hn::Set(du8, 0x80);
-  SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
-  SumVec g0 = h0, g1 = h0, g2 = h0, g3 = h0, m0 = h0, m1 = h0, m2 = h0, m3 = h0;
+  SumVec a0 = hn::Zero(ds), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   const auto add = [&](size_t j, size_t r1, size_t r2, size_t r3) HWY_ATTR {
     const uint8_t* const p0 = column + active[j] * row_bytes;
     const uint8_t* const p1 = column + active[r1] * row_bytes;
     const uint8_t* const p2 = column + active[r2] * row_bytes;
     const uint8_t* const p3 = column + active[r3] * row_bytes;
     const auto load = [&](const uint8_t* p) HWY_ATTR { return hn::Xor(hn::LoadU(du8, p), flip); };
-    const FourCoefficients four = CoefficientsAt(c, j);
-    AddFour(load(p0), load(p1), load(p2), load(p3), four, h0, h1, h2, h3, l0, l1, l2, l3);
+    const int32_t four = FourAt(c, j);
+    AddFour(load(p0), load(p1), load(p2), load(p3), four, a0, a1, a2, a3);
     if constexpr (kTwo) {
-      AddFour(load(p0 + bytes), load(p1 + bytes), load(p2 + bytes), load(p3 + bytes), four, g0, g1,
-              g2, g3, m0, m1, m2, m3);
+      AddFour(load(p0 + bytes), load(p1 + bytes), load(p2 + bytes), load(p3 + bytes), four, b0, b1,
+              b2, b3);
     }
   };
   constexpr size_t kLines = kTwo ? 2 : 1;
@@ -197,19 +167,19 @@ HWY_INLINE void SumBlock(bool begins_line, const QuantizedRows& c,
   // The coefficients beyond the last are zero.
   const size_t last = c.cols - 1;
   if (j < c.cols) add(j, HWY_MIN(j + 1, last), HWY_MIN(j + 2, last), last);
-  const auto put = [&](SumVec high, SumVec low, float* out) HWY_ATTR {
-    const auto sum = finish(high, low);
-    hn::StoreU(kAdd ? hn::Add(hn::LoadU(df, out), sum) : sum, df, out);
+  const auto put = [&](SumVec low, size_t i) HWY_ATTR {
+    const auto sum = finish(low);
+    hn::StoreU(kAdd ? hn::Add(hn::LoadU(df, y + i), sum) : sum, df, y + i);
   };
-  put(h0, l0, y);
-  put(h1, l1, y + lanes);
-  put(h2, l2, y + 2 * lanes);
-  put(h3, l3, y + 3 * lanes);
+  put(a0, 0);
+  put(a1, lanes);
+  put(a2, 2 * lanes);
+  put(a3, 3 * lanes);
   if constexpr (kTwo) {
-    put(g0, m0, y + 4 * lanes);
-    put(g1, m1, y + 5 * lanes);
-    put(g2, m2, y + 6 * lanes);
-    put(g3, m3, y + 7 * lanes);
+    put(b0, 4 * lanes);
+    put(b1, 5 * lanes);
+    put(b2, 6 * lanes);
+    put(b3, 7 * lanes);
   }
 }
 
@@ -266,7 +236,15 @@ void QuantizeCoefficients(float* coefficients, const uint32_t* active, const Typ
                           const QuantizedRows& out) {
   HWY_DASSERT(w.dtype == DType::kI8 && out.rows == 1 && out.cols <= kMaxCoefficients);
   for (size_t j = 0; j < out.cols; ++j) coefficients[j] *= w.row_scales[active[j]];
-  QuantizeActivations(coefficients, out, 0);
+  QuantizeToBytes(coefficients, out, 0);
+}
+
+void SpreadCoefficients(const QuantizedRows& c, const uint32_t* active, size_t first,
+                        const ByteRows& out, size_t row) {
+  int8_t* const all = out.Row(row);
+  std::memset(all, 0, out.stride);
+  for (size_t j = 0; j < c.cols; ++j) all[active[j] - first] = c.Low(0)[j];
+  out.scales[row] = c.scales[0];
 }
 
 void SumIntegerRows(const QuantizedRows& c, const uint32_t* active, const TypedView& w,

@@ -1,11 +1,10 @@
 // Sparse vector × matrix in integers: what the active neurons of a Spark FFN (arXiv 2506.06644,
 // section 4) add to its output, for down projections of 8-bit weights.
 //
-// The coefficients of some neurons are rounded together to 16 bits in two planes of 8, as
-// activations are (quantized.h). Four rows at a time are interleaved byte by byte, so that an
-// instruction that multiplies four neighbouring bytes adds four neurons to sixteen columns: half
-// the work of converting the weights to floats. Sums are exact: neither the order of the neurons,
-// nor the SIMD target changes a bit.
+// The coefficients of some neurons are rounded together, as activations are (quantized.h). Four
+// rows at a time are interleaved byte by byte, so that an instruction that multiplies four
+// neighbouring bytes adds four neurons to sixteen columns: half the work of converting the weights
+// to floats. Sums are exact: neither the order of the neurons, nor the SIMD target changes a bit.
 
 #ifndef FIRESTEEL_KERNELS_INTEGER_ROWS_H_
 #define FIRESTEEL_KERNELS_INTEGER_ROWS_H_
@@ -25,19 +24,35 @@ constexpr size_t SumCols(size_t cols) { return (cols + kAlignment - 1) / kAlignm
 /// The most coefficients that may be rounded together: their sums stay within 32 bits.
 inline constexpr size_t kMaxCoefficients = 65536;
 
-/// Rounds the coefficients of some rows of w together, each times its row's scale, to `out`, one
-/// row of out.cols ≤ kMaxCoefficients elements. Scales `coefficients` [out.cols] in place; `active`
-/// [out.cols] are their rows. Values that are not finite make the scale and hence all sums not
-/// finite, too.
+/// Rounds the coefficients of some rows of w together to bytes, each times its row's scale, to
+/// `out`, one row of out.cols ≤ kMaxCoefficients elements. Scales `coefficients` [out.cols] in
+/// place; `active` [out.cols] are their rows. Values that are not finite make the scale and hence
+/// all sums not finite, too.
 void QuantizeCoefficients(float* coefficients, const uint32_t* active, const TypedView& w,
                           const QuantizedRows& out);
+
+/// Coefficients of all rows, in memory of somebody else: bytes [rows, stride], scales [rows].
+struct ByteRows {
+  int8_t* data = nullptr;
+  float* scales = nullptr;
+  size_t rows = 0;
+  size_t stride = 0;  // a multiple of kAlignment
+
+  int8_t* Row(size_t row) const { return data + row * stride; }
+};
+
+/// Puts c, the rounded coefficients of the rows `active`, to their places in a row of `out`, whose
+/// column 0 is that of row `first` of the weights; all others become zero. Thread-safe for distinct
+/// rows.
+void SpreadCoefficients(const QuantizedRows& c, const uint32_t* active, size_t first,
+                        const ByteRows& out, size_t row);
 
 // Two ways to the same bits. Both take c and `active` as QuantizeCoefficients had them, w kI8 [F,
 // D], give columns in an order of the kernel's own, and ask `fetcher` for as many lines as they
 // read.
 
 /// For rows that come from memory, which are read one group after the other, each to its end:
-/// y [SumCols(w.cols)] = Σ_j c_j · w[active[j], :]. `sums` [2 · SumCols(w.cols)] is scratch that
+/// y [SumCols(w.cols)] = Σ_j c_j · w[active[j], :]. `sums` [SumCols(w.cols)] is scratch that
 /// holds zeros before and after.
 void SumIntegerRows(const QuantizedRows& c, const uint32_t* active, const TypedView& w,
                     RowFetcher& fetcher, int32_t* sums, float* y);

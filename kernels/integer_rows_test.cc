@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/quantized_test_util.h"
 #include "kernels/reference.h"
-#include "kernels/test_util.h"
 
 namespace firesteel::kernels {
 namespace {
@@ -36,28 +36,12 @@ struct Rows {
   std::vector<float> scales;
 };
 
-// Room for rounded coefficients.
-struct Rounded {
-  explicit Rounded(size_t count)
-      : plane((count + kQuantizedPadding - 1) / kQuantizedPadding * kQuantizedPadding),
-        planes(2 * plane),
-        offsets(plane / 4) {}
-  QuantizedRows view(size_t count) {
-    return {planes.data(), offsets.data(), &scale, &high_sum, &low_sum, 1, count, plane};
-  }
-  const size_t plane;
-  Guarded<int8_t> planes;
-  Guarded<int32_t> offsets;
-  float scale = 0;
-  int32_t high_sum = 0, low_sum = 0;
-};
-
 // The whole product, one way or the other.
 std::vector<float> Product(const std::vector<float>& coefficients,
                            const std::vector<uint32_t>& active, const Rows& w, bool by_columns) {
-  Rounded rounded(active.size());
+  GuardedRows rounded(1, active.size());
   std::vector<float> scaled = coefficients;
-  const QuantizedRows c = rounded.view(active.size());
+  const QuantizedRows& c = rounded.view();
   QuantizeCoefficients(scaled.data(), active.data(), w.view(), c);
   Guarded<float> y(SumCols(w.cols));
   RowFetcher fetcher;  // asks for some of the rows meanwhile, which changes nothing
@@ -69,7 +53,7 @@ std::vector<float> Product(const std::vector<float>& coefficients,
                       y.data());
     SumIntegerColumns(c, active.data(), w.view(), 0, middle, true, fetcher, y.data());
   } else {
-    Guarded<int32_t> sums(2 * SumCols(w.cols));
+    Guarded<int32_t> sums(SumCols(w.cols));
     std::fill(sums.data(), sums.data() + sums.size(), 0);
     SumIntegerRows(c, active.data(), w.view(), fetcher, sums.data(), y.data());
     EXPECT_TRUE(
@@ -77,7 +61,7 @@ std::vector<float> Product(const std::vector<float>& coefficients,
     EXPECT_TRUE(sums.GuardsIntact());
   }
   ToColumnOrder(w.cols, y.data());
-  EXPECT_TRUE(y.GuardsIntact() && rounded.planes.GuardsIntact());
+  EXPECT_TRUE(y.GuardsIntact() && rounded.GuardsIntact());
   return {y.data(), y.data() + w.cols};
 }
 
@@ -86,20 +70,23 @@ TEST_P(IntegerRowsTest, MatchesReference) {
     for (const double density : {0.0, 0.08, 0.5, 1.0}) {
       Rows w(random_, 61, cols);
       const auto active = random_.Subset(w.rows, density);
-      const auto coefficients = random_.Floats(active.size());
+      const auto coefficients = FloatsWithOutliers(random_, active.size());
       const auto y = Product(coefficients, active, w, false);
       EXPECT_TRUE(SameBits(Product(coefficients, active, w, true), y));
       const auto exact = reference::SparseVecMat(coefficients, active, w.view());
-      // Half a step of 16 bits for each coefficient, times the largest weight.
+      // Half a step for each coefficient, times the largest weight.
       std::vector<float> scaled = coefficients;
       for (size_t j = 0; j < active.size(); ++j) scaled[j] *= w.scales[active[j]];
+      GuardedRows rounded(1, active.size());
+      QuantizeActivations(scaled.data(), rounded.view(), 0);
+      const double step = static_cast<double>(rounded.view().scales[0]);
       const double tolerance =
-          MaxAbs(scaled) / 32512 * 0.51 * 127 * static_cast<double>(active.size()) +
+          step * 0.51 * 127 * static_cast<double>(active.size()) +
           4 * kEps * MaxAbs(scaled) * 127 * static_cast<double>(active.size()) + kTiny;
       EXPECT_LE(WorstError(y, exact, [&](size_t) { return tolerance; }), 1.0) << cols;
       if (active.size() < 3 || cols < 4) continue;
       std::vector<float> wrong = coefficients;
-      wrong.back() = 0.0f;
+      wrong.back() += 8 * static_cast<float>(MaxAbs(coefficients));
       EXPECT_GT(
           WorstError(Product(wrong, active, w, false), exact, [&](size_t) { return tolerance; }),
           1.0);
@@ -112,7 +99,7 @@ TEST_P(IntegerRowsTest, EveryTargetGivesTheSameBits) {
   Random random(5);  // the same values for all
   Rows w(random, 70, 300);
   const auto active = random.Subset(w.rows, 0.6);
-  const auto coefficients = random.Floats(active.size());
+  const auto coefficients = FloatsWithOutliers(random, active.size());
   const auto y = Product(coefficients, active, w, false);
   ASSERT_TRUE(ForceSimdTarget(AvailableSimdTargets().back()));
   EXPECT_TRUE(SameBits(Product(coefficients, active, w, false), y));

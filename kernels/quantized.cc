@@ -1,6 +1,8 @@
 #include "kernels/quantized.h"
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <cstring>
 
 // clang-format off
@@ -22,8 +24,9 @@ constexpr size_t RoundUp(size_t n, size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// The largest 16-bit activation: its high half rounds to 127.
+// What the largest activation may become: its high half rounds to 127.
 constexpr float kLargestActivation = 127 * 256;
+constexpr float kLargestByte = 127;
 
 }  // namespace
 }  // namespace firesteel::kernels
@@ -49,51 +52,85 @@ inline float LargestMagnitude(const float* x, size_t n) {
   return hn::ReduceMax(df, largest) + hn::ReduceSum(df, spoiled);
 }
 
-void QuantizeActivationsImpl(const float* x, const QuantizedRows& out, size_t row) {
+// Σ |round(x · factor)|, in integers, so that the order of x changes nothing.
+inline int32_t SumOfMagnitudes(const float* x, size_t n, float factor) {
+  const hn::ScalableTag<float> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const size_t lanes = hn::Lanes(df);
+  auto sum = hn::Zero(di);
+  const auto take = [&](auto v) HWY_ATTR {
+    sum = hn::Add(sum, hn::NearestInt(hn::Abs(hn::Mul(v, hn::Set(df, factor)))));
+  };
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) take(hn::LoadU(df, x + i));
+  if (i != n) take(hn::LoadN(df, x + i, n - i));
+  return hn::ReduceSum(di, sum);
+}
+
+// What one unit of the rounded x stands for; not finite where x is not.
+inline float UnitOf(const float* x, size_t n, float reach) {
+  const float largest = LargestMagnitude(x, n);
+  const float finest = largest / kLargestActivation;
+  // Below the least normal number, inverses are infinite.
+  if (std::isinf(reach) || !std::isfinite(largest) || finest < FLT_MIN) {
+    return largest / kLargestByte;
+  }
+  const auto sum = static_cast<float>(SumOfMagnitudes(x, n, 1.0f / finest));
+  const float wanted = sum / static_cast<float>(n) * (reach / kLargestByte);
+  return finest * std::clamp(wanted, 1.0f, kLargestActivation / kLargestByte);
+}
+
+void QuantizeActivationsImpl(const float* x, const QuantizedRows& out, size_t row, float reach) {
   const hn::CappedTag<float, 16> df;
   const hn::RebindToSigned<decltype(df)> di;
   const hn::Rebind<int8_t, decltype(df)> d8;
   const size_t lanes = hn::Lanes(df);
-  const float largest = LargestMagnitude(x, out.cols);
-  const float scale = largest / kLargestActivation;
-  const auto inverse = hn::Set(df, largest > 0.0f ? kLargestActivation / largest : 0.0f);
+  const float unit = UnitOf(x, out.cols, reach);
+  const auto inverse = hn::Set(df, unit >= FLT_MIN ? 1.0f / unit : 0.0f);
   const auto bound = hn::Set(df, kLargestActivation);
   const auto half = hn::Set(di, 128);
-  int8_t* const high = out.High(row);
   int8_t* const low = out.Low(row);
-  auto high_sum = hn::Zero(di);
+  int8_t* const high = out.High(row);
   auto low_sum = hn::Zero(di);
+  auto high_sum = hn::Zero(di);
+  auto seen = hn::Zero(di);  // bits of the block's high values
   const auto put = [&](auto v, size_t i) HWY_ATTR {
     // Min and Max before the conversion, as that of anything else is undefined.
     const auto bounded = hn::Max(hn::Min(hn::Mul(v, inverse), bound), hn::Neg(bound));
     const auto rounded = hn::NearestInt(bounded);
     const auto h = hn::ShiftRight<8>(hn::Add(rounded, half));
     const auto l = hn::Sub(rounded, hn::ShiftLeft<8>(h));
-    high_sum = hn::Add(high_sum, h);
     low_sum = hn::Add(low_sum, l);
-    hn::StoreU(hn::DemoteTo(d8, h), d8, high + i);
+    high_sum = hn::Add(high_sum, h);
+    seen = hn::Or(seen, h);
     hn::StoreU(hn::DemoteTo(d8, l), d8, low + i);
+    hn::StoreU(hn::DemoteTo(d8, h), d8, high + i);
   };
-  // The padding takes whole vectors: it is a multiple of any that this uses.
-  size_t i = 0;
-  for (; i + lanes <= out.cols; i += lanes) put(hn::LoadU(df, x + i), i);
-  if (i != out.cols) {
-    put(hn::LoadN(df, x + i, out.cols - i), i);
-    i += lanes;
-  }
   const size_t padded = RoundUp(out.cols, kQuantizedPadding);
-  std::memset(high + i, 0, padded - i);
-  std::memset(low + i, 0, padded - i);
-  out.scales[row] = scale;
-  out.high_sums[row] = hn::ReduceSum(di, high_sum);
+  uint64_t* const high_blocks = out.HighBlocks(row);
+  std::memset(high_blocks, 0, out.HighWords() * sizeof(uint64_t));
+  for (size_t first = 0; first < padded; first += kHighBlock) {
+    seen = hn::Zero(di);
+    for (size_t i = first; i < first + kHighBlock; i += lanes) {
+      if (i + lanes <= out.cols) {
+        put(hn::LoadU(df, x + i), i);
+      } else {
+        put(hn::LoadN(df, x + i, out.cols > i ? out.cols - i : 0), i);
+      }
+    }
+    const uint64_t any = !hn::AllTrue(di, hn::Eq(seen, hn::Zero(di)));
+    high_blocks[first / kHighBlock / 64] |= any << (first / kHighBlock % 64);
+  }
+  out.scales[row] = unit;
   out.low_sums[row] = hn::ReduceSum(di, low_sum);
+  out.high_sums[row] = hn::ReduceSum(di, high_sum);
 
   const SumTag ds;
   int32_t* const offsets = out.NibbleOffsets(row);
   const auto eight = hn::Set(ByteTag(), 8);
   for (size_t j = 0; j < padded; j += 4 * hn::Lanes(ds)) {
     const auto four =
-        hn::SumOfMulQuadAccumulate(ds, eight, hn::LoadU(SignedByteTag(), high + j), hn::Zero(ds));
+        hn::SumOfMulQuadAccumulate(ds, eight, hn::LoadU(SignedByteTag(), low + j), hn::Zero(ds));
     hn::StoreU(hn::Neg(four), ds, offsets + j / 4);
   }
 }
@@ -179,36 +216,59 @@ void QuantizeWeightsI4Impl(const float* w, size_t cols, uint8_t* q, BF16* scales
 // A tile's tokens.
 struct Token {
   Token(const QuantizedRows& x, size_t t)
-      : high(x.High(t)),
-        low(x.Low(t)),
+      : low(x.Low(t)),
+        high(x.High(t)),
         nibble_offsets(x.NibbleOffsets(t)),
+        high_blocks(x.HighBlocks(t)),
+        high_words(x.HasHigh(t) ? x.HighWords() : 0),
         scale(x.scales[t]),
-        high_sum(x.high_sums[t]),
-        low_sum(x.low_sums[t]) {}
-  const int8_t* HWY_RESTRICT high;
+        low_sum(x.low_sums[t]),
+        high_sum(x.high_sums[t]) {}
   const int8_t* HWY_RESTRICT low;
+  const int8_t* HWY_RESTRICT high;
   const int32_t* HWY_RESTRICT nibble_offsets;
+  const uint64_t* HWY_RESTRICT high_blocks;
+  size_t high_words;  // 0 where `high` is all zeros
   float scale;
-  int32_t high_sum;
   int32_t low_sum;
+  int32_t high_sum;
 };
 
-// One step of 8-bit rows: u is a weight + 128, since the CPU multiplies unsigned by signed bytes.
-HWY_INLINE void AddBytes(hn::Vec<ByteTag> u, hn::Vec<SignedByteTag> high,
-                         hn::Vec<SignedByteTag> low, SumVec& high_sum, SumVec& low_sum) {
-  high_sum = hn::SumOfMulQuadAccumulate(SumTag(), u, high, high_sum);
-  low_sum = hn::SumOfMulQuadAccumulate(SumTag(), u, low, low_sum);
+// Four sums to floats, without the 128 that was added to every weight, since the CPU multiplies
+// unsigned by signed bytes.
+HWY_INLINE Four WithoutOffset(hn::Vec<hn::FixedTag<int32_t, 4>> sums, int32_t x_sum) {
+  const hn::FixedTag<int32_t, 4> di;
+  return hn::ConvertTo(FourTag(), hn::Sub(sums, hn::Set(di, 128 * x_sum)));
 }
 
-using FourSums = hn::Vec<hn::FixedTag<int32_t, 4>>;
+// The sums of the high plane with four rows of 8-bit weights.
+HWY_NOINLINE Four HighSumsI8(const Token& x, const TileRows& w) {
+  const SumTag ds;
+  const ByteTag du8;
+  const SignedByteTag di8;
+  const size_t bytes = hn::Lanes(du8);
+  const auto flip = hn::Set(du8, 0x80);
+  SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0;
+  ForHighBlocks(x.high_blocks, x.high_words, [&](size_t block) HWY_ATTR {
+    for (size_t i = block * kHighBlock; i < (block + 1) * kHighBlock; i += bytes) {
+      const auto high = hn::LoadU(di8, x.high + i);
+      const auto row = [&](const uint8_t* r)
+                           HWY_ATTR { return hn::Xor(hn::LoadU(du8, r + i), flip); };
+      h0 = hn::SumOfMulQuadAccumulate(ds, row(w.r0), high, h0);
+      h1 = hn::SumOfMulQuadAccumulate(ds, row(w.r1), high, h1);
+      h2 = hn::SumOfMulQuadAccumulate(ds, row(w.r2), high, h2);
+      h3 = hn::SumOfMulQuadAccumulate(ds, row(w.r3), high, h3);
+    }
+  });
+  return WithoutOffset(SumsOfFour(h0, h1, h2, h3), x.high_sum);
+}
 
-// Four sums to floats: 256 · high + low, without the 128 that was added to every weight.
-HWY_INLINE Four JoinPlanes(const Token& x, FourSums high, FourSums low) {
-  const FourTag df;
-  const hn::FixedTag<int32_t, 4> di;
-  const auto h = hn::ConvertTo(df, hn::Sub(high, hn::Set(di, 128 * x.high_sum)));
-  const auto l = hn::ConvertTo(df, hn::Sub(low, hn::Set(di, 128 * x.low_sum)));
-  return hn::MulAdd(h, hn::Set(df, 256.0f), l);
+// The sums of both planes.
+HWY_INLINE Four JoinPlanes(const Token& x, const TileRows& w,
+                           hn::Vec<hn::FixedTag<int32_t, 4>> low) {
+  const Four sums = WithoutOffset(low, x.low_sum);
+  if (HWY_LIKELY(x.high_words == 0)) return sums;
+  return hn::MulAdd(HighSumsI8(x, w), hn::Set(FourTag(), 256.0f), sums);
 }
 
 // Joined sums of four rows to outputs; row_scales [4].
@@ -235,17 +295,18 @@ HWY_INLINE Four SumI8(const Token& x, const TileRows& w, const FetchFn& fetch, s
   const SignedByteTag di8;
   const size_t bytes = hn::Lanes(du8);
   const auto flip = hn::Set(du8, 0x80);
-  SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
+  SumVec a0 = hn::Zero(ds), a1 = a0, a2 = a0, a3 = a0;
   for (size_t i = 0; i < k; i += bytes) {
     fetch(i);
-    const auto high = hn::LoadU(di8, x.high + i);
     const auto low = hn::LoadU(di8, x.low + i);
-    AddBytes(hn::Xor(hn::LoadU(du8, w.r0 + i), flip), high, low, h0, l0);
-    AddBytes(hn::Xor(hn::LoadU(du8, w.r1 + i), flip), high, low, h1, l1);
-    AddBytes(hn::Xor(hn::LoadU(du8, w.r2 + i), flip), high, low, h2, l2);
-    AddBytes(hn::Xor(hn::LoadU(du8, w.r3 + i), flip), high, low, h3, l3);
+    const auto row = [&](const uint8_t* r)
+                         HWY_ATTR { return hn::Xor(hn::LoadU(du8, r + i), flip); };
+    a0 = hn::SumOfMulQuadAccumulate(ds, row(w.r0), low, a0);
+    a1 = hn::SumOfMulQuadAccumulate(ds, row(w.r1), low, a1);
+    a2 = hn::SumOfMulQuadAccumulate(ds, row(w.r2), low, a2);
+    a3 = hn::SumOfMulQuadAccumulate(ds, row(w.r3), low, a3);
   }
-  return JoinPlanes(x, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3));
+  return JoinPlanes(x, w, SumsOfFour(a0, a1, a2, a3));
 }
 
 // One token × up to four rows of 8-bit weights; row_scales [4].
@@ -265,31 +326,23 @@ HWY_NOINLINE void PairTileI8(const Token& x0, const Token& x1, const TileRows& w
   const SignedByteTag di8;
   const size_t bytes = hn::Lanes(du8);
   const auto flip = hn::Set(du8, 0x80);
-  SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0, l0 = h0, l1 = h0, l2 = h0, l3 = h0;
-  SumVec g0 = h0, g1 = h0, g2 = h0, g3 = h0, m0 = h0, m1 = h0, m2 = h0, m3 = h0;
+  SumVec a0 = hn::Zero(ds), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   for (size_t i = 0; i < k; i += bytes) {
     fetch(i);
-    const auto w0 = hn::Xor(hn::LoadU(du8, w.r0 + i), flip);
-    const auto w1 = hn::Xor(hn::LoadU(du8, w.r1 + i), flip);
-    const auto w2 = hn::Xor(hn::LoadU(du8, w.r2 + i), flip);
-    const auto w3 = hn::Xor(hn::LoadU(du8, w.r3 + i), flip);
-    const auto high0 = hn::LoadU(di8, x0.high + i);
     const auto low0 = hn::LoadU(di8, x0.low + i);
-    AddBytes(w0, high0, low0, h0, l0);
-    AddBytes(w1, high0, low0, h1, l1);
-    AddBytes(w2, high0, low0, h2, l2);
-    AddBytes(w3, high0, low0, h3, l3);
-    const auto high1 = hn::LoadU(di8, x1.high + i);
     const auto low1 = hn::LoadU(di8, x1.low + i);
-    AddBytes(w0, high1, low1, g0, m0);
-    AddBytes(w1, high1, low1, g1, m1);
-    AddBytes(w2, high1, low1, g2, m2);
-    AddBytes(w3, high1, low1, g3, m3);
+    const auto add = [&](const uint8_t* row, SumVec& a, SumVec& b) HWY_ATTR {
+      const auto u = hn::Xor(hn::LoadU(du8, row + i), flip);
+      a = hn::SumOfMulQuadAccumulate(ds, u, low0, a);
+      b = hn::SumOfMulQuadAccumulate(ds, u, low1, b);
+    };
+    add(w.r0, a0, b0);
+    add(w.r1, a1, b1);
+    add(w.r2, a2, b2);
+    add(w.r3, a3, b3);
   }
-  StoreScaled(x0, JoinPlanes(x0, SumsOfFour(h0, h1, h2, h3), SumsOfFour(l0, l1, l2, l3)),
-              row_scales, y0);
-  StoreScaled(x1, JoinPlanes(x1, SumsOfFour(g0, g1, g2, g3), SumsOfFour(m0, m1, m2, m3)),
-              row_scales, y1);
+  StoreScaled(x0, JoinPlanes(x0, w, SumsOfFour(a0, a1, a2, a3)), row_scales, y0);
+  StoreScaled(x1, JoinPlanes(x1, w, SumsOfFour(b0, b1, b2, b3)), row_scales, y1);
 }
 
 // Both halves of a vector of nibbles times their activations, each with its block's scale.
@@ -331,6 +384,38 @@ struct TileScales {
   }
 };
 
+// Adds 256 · the products of the high plane, whose blocks are half a group each, in the lower or in
+// the upper nibbles.
+template <class DF>
+HWY_NOINLINE void AddHighI4(DF df, const Token& x, const TileRows& w, const TileScales& scales,
+                            hn::Vec<DF>& a0, hn::Vec<DF>& a1, hn::Vec<DF>& a2, hn::Vec<DF>& a3) {
+  static_assert(kHighBlock == kI4Block && kI4Group == 2 * kI4Block);
+  const SumTag ds;
+  const ByteTag du8;
+  const SignedByteTag di8;
+  const hn::Repartition<uint16_t, ByteTag> du16;
+  const size_t bytes = hn::Lanes(du8);
+  ForHighBlocks(x.high_blocks, x.high_words, [&](size_t block) HWY_ATTR {
+    for (size_t o = 0; o < kHighBlock; o += bytes) {
+      const auto high = hn::LoadU(di8, x.high + block * kHighBlock + o);
+      const auto offset =
+          hn::Neg(hn::SumOfMulQuadAccumulate(ds, hn::Set(du8, 8), high, hn::Zero(ds)));
+      const auto add = [&](const uint8_t* row, const BF16* row_scales, hn::Vec<DF>& sum) HWY_ATTR {
+        const auto both = hn::LoadU(du8, row + block / 2 * kHighBlock + o);
+        const auto upper = hn::BitCast(du8, hn::ShiftRight<4>(hn::BitCast(du16, both)));
+        const auto nibbles = hn::And(block % 2 == 0 ? both : upper, hn::Set(du8, 0x0F));
+        const auto products = hn::SumOfMulQuadAccumulate(ds, nibbles, high, offset);
+        const auto scale = hn::Set(df, 256.0f * ToF32(row_scales[block]));
+        sum = hn::MulAdd(hn::ConvertTo(df, products), scale, sum);
+      };
+      add(w.r0, scales.s0, a0);
+      add(w.r1, scales.s1, a1);
+      add(w.r2, scales.s2, a2);
+      add(w.r3, scales.s3, a3);
+    }
+  });
+}
+
 // The sums of one token with up to four rows of 4-bit weights.
 template <class FetchFn>
 HWY_INLINE Four SumI4(const Token& x, const TileRows& w, const TileScales& scales,
@@ -347,8 +432,8 @@ HWY_INLINE Four SumI4(const Token& x, const TileRows& w, const TileScales& scale
     for (size_t o = 0; o < kHalf; o += bytes) {
       const size_t at = group / 2 + o;
       fetch(at);
-      const auto x0 = hn::LoadU(di8, x.high + group + o);
-      const auto x1 = hn::LoadU(di8, x.high + group + kHalf + o);
+      const auto x0 = hn::LoadU(di8, x.low + group + o);
+      const auto x1 = hn::LoadU(di8, x.low + group + kHalf + o);
       const auto c0 = hn::LoadU(ds, x.nibble_offsets + (group + o) / 4);
       const auto c1 = hn::LoadU(ds, x.nibble_offsets + (group + kHalf + o) / 4);
       const auto row = [&](const uint8_t* r) HWY_ATTR { return hn::LoadU(du8, r + at); };
@@ -358,7 +443,8 @@ HWY_INLINE Four SumI4(const Token& x, const TileRows& w, const TileScales& scale
       a3 = AddNibbles(df, row(w.r3), x0, x1, c0, c1, scales.s3 + block, a3);
     }
   }
-  const auto scale = hn::Set(df, 256.0f * x.scale);
+  if (HWY_UNLIKELY(x.high_words != 0)) AddHighI4(df, x, w, scales, a0, a1, a2, a3);
+  const auto scale = hn::Set(df, x.scale);
   return SumsOf(df, hn::Mul(a0, scale), hn::Mul(a1, scale), hn::Mul(a2, scale), hn::Mul(a3, scale));
 }
 
@@ -509,10 +595,25 @@ HWY_EXPORT(QuantizeWeightsI4Impl);
 HWY_EXPORT(QuantizedMatMulImpl);
 HWY_EXPORT(QuantizedMaskedMatVecImpl);
 
-void QuantizeActivations(const float* x, const QuantizedRows& out, size_t row) {
+QuantizedRows QuantizedRows::Place(void* memory, size_t rows, size_t cols) {
+  QuantizedRows out;
+  out.rows = rows;
+  out.cols = cols;
+  out.plane = RoundUp(cols, kQuantizedPadding);
+  // In an order that keeps each part aligned.
+  out.planes = static_cast<int8_t*>(memory);
+  out.high_blocks = reinterpret_cast<uint64_t*>(out.planes + 2 * rows * out.plane);
+  out.nibble_offsets = reinterpret_cast<int32_t*>(out.high_blocks + rows * out.HighWords());
+  out.low_sums = out.nibble_offsets + rows * out.plane / 4;
+  out.high_sums = out.low_sums + rows;
+  out.scales = reinterpret_cast<float*>(out.high_sums + rows);
+  return out;
+}
+
+void QuantizeActivations(const float* x, const QuantizedRows& out, size_t row, float reach) {
   HWY_DASSERT(row < out.rows && out.cols <= out.plane && out.plane % kQuantizedPadding == 0);
   HWY_DASSERT(out.cols <= kMaxQuantizedCols);
-  HWY_DYNAMIC_DISPATCH(QuantizeActivationsImpl)(x, out, row);
+  HWY_DYNAMIC_DISPATCH(QuantizeActivationsImpl)(x, out, row, reach);
 }
 
 float QuantizeWeightsI8(const float* w, size_t cols, int8_t* q) {

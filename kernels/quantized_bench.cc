@@ -23,25 +23,16 @@ AlignedVector<uint8_t> SomeBytes(size_t n) {
 class Rounded {
  public:
   Rounded(size_t tokens, size_t depth)
-      : tokens_(tokens),
-        depth_(depth),
-        planes_(2 * tokens * depth),
-        numbers_(tokens * depth / 4 + 2 * tokens),
-        scales_(tokens) {
+      : memory_(QuantizedRows::Bytes(tokens, depth)),
+        view_(QuantizedRows::Place(memory_.data(), tokens, depth)) {
     const auto values = NormalFloats(depth);
-    for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), view(), t);
+    for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), view_, t);
   }
-  QuantizedRows view() {
-    int32_t* const sums = numbers_.data() + tokens_ * depth_ / 4;
-    return {planes_.data(), numbers_.data(), scales_.data(), sums,
-            sums + tokens_, tokens_,         depth_,         depth_};
-  }
+  const QuantizedRows& view() const { return view_; }
 
  private:
-  const size_t tokens_, depth_;
-  AlignedVector<int8_t> planes_;
-  AlignedVector<int32_t> numbers_;
-  AlignedVector<float> scales_;
+  AlignedVector<uint8_t> memory_;
+  QuantizedRows view_;
 };
 
 // Args: tokens, rows, depth, 1 for 4 bits (2: 8 bits on AMX). Copies of the weights are used in
@@ -59,8 +50,9 @@ void MatMul(benchmark::State& state) {
 
   Rounded rounded(tokens, depth);
   const QuantizedRows x = rounded.view();
-  AlignedVector<int32_t> words(TileColumns::Words(2 * tokens, depth / 4));
-  const TileColumns tiles{words.data(), depth / 64};
+  const size_t plane_words = TileColumns::Words(tokens, depth / 4);
+  AlignedVector<int32_t> words(2 * plane_words);
+  const TileColumns tiles{words.data(), depth / 64, words.data() + plane_words};
   const bool amx = state.range(3) == 2;
   if (amx && !AmxAvailable()) return state.SkipWithError("no AMX here");
   AlignedVector<float> y(tokens * (rows + 16));

@@ -1,7 +1,10 @@
 #include "kernels/quantized.h"
 
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/quantized_test_util.h"
 #include "kernels/reference.h"
-#include "kernels/test_util.h"
 
 namespace firesteel::kernels {
 namespace {
@@ -15,38 +18,6 @@ FIRESTEEL_FOR_EACH_SIMD_TARGET(QuantizedTest);
 constexpr size_t RoundUp(size_t n, size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
-
-// Owns activations as integers, each part between guards.
-struct Activations {
-  Activations(size_t num_rows, size_t num_cols)
-      : rows(num_rows),
-        cols(num_cols),
-        plane(RoundUp(num_cols, kQuantizedPadding)),
-        planes(2 * rows * plane),
-        offsets(rows * plane / 4),
-        scales(rows),
-        high_sums(rows),
-        low_sums(rows) {}
-  QuantizedRows view() {
-    return {planes.data(),   offsets.data(), scales.data(), high_sums.data(),
-            low_sums.data(), rows,           cols,          plane};
-  }
-  // The value that row and column stand for; the upper plane alone where the weights have 4 bits.
-  double At(size_t row, size_t col, DType weights) const {
-    const double fine = weights == DType::kI8 ? planes[(2 * row + 1) * plane + col] : 0.0;
-    return static_cast<double>(scales[row]) * (256.0 * planes[2 * row * plane + col] + fine);
-  }
-  bool GuardsIntact() {
-    return planes.GuardsIntact() && offsets.GuardsIntact() && scales.GuardsIntact() &&
-           high_sums.GuardsIntact() && low_sums.GuardsIntact();
-  }
-
-  const size_t rows, cols, plane;
-  Guarded<int8_t> planes;
-  Guarded<int32_t> offsets;
-  Guarded<float> scales;
-  Guarded<int32_t> high_sums, low_sums;
-};
 
 // Random weights, rounded; rows between guards.
 struct Weights {
@@ -84,41 +55,97 @@ struct Weights {
 
 constexpr DType kTypes[] = {DType::kI8, DType::kI4};
 
-TEST_P(QuantizedTest, ActivationsRoundToSixteenBits) {
+// Rounds x to one row of three and checks all that is said of it but the step.
+void CheckRounded(std::span<const float> x, const GuardedRows& q) {
+  const double step = static_cast<double>(q.view().scales[1]);
+  int64_t high_sum = 0, low_sum = 0;
+  const QuantizedRows row = q.view().From(1, 1);
+  for (size_t i = 0; i < row.plane; ++i) {
+    const int high = row.High(0)[i], low = row.Low(0)[i];
+    high_sum += high;
+    low_sum += low;
+    ASSERT_LE(std::abs(high), 127);
+    const double value = i < x.size() ? static_cast<double>(x[i]) : 0.0;
+    ASSERT_NEAR(q.At(1, i), value, step * 0.51) << x.size() << " at " << i;
+    if (high != 0) {
+      ASSERT_TRUE(row.HighBlocks(0)[i / 64 / 64] >> (i / 64 % 64) & 1) << i;
+    }
+    if (i % 4 == 3) {
+      const int8_t* four = row.Low(0) + i - 3;
+      ASSERT_EQ(row.NibbleOffsets(0)[i / 4], -8 * (four[0] + four[1] + four[2] + four[3]));
+    }
+  }
+  ForHighBlocks(row.HighBlocks(0), row.HighWords(), [&](size_t block) {
+    const int8_t* const high = row.High(0) + block * kHighBlock;
+    ASSERT_TRUE(std::any_of(high, high + kHighBlock, [](int8_t v) { return v != 0; })) << block;
+  });
+  ASSERT_EQ(row.HasHigh(0), high_sum != 0 || std::any_of(row.High(0), row.High(0) + row.plane,
+                                                         [](int8_t v) { return v != 0; }));
+  ASSERT_EQ(row.high_sums[0], high_sum);
+  ASSERT_EQ(row.low_sums[0], low_sum);
+}
+
+TEST_P(QuantizedTest, ActivationsRoundToBytesAndWhatIsLeftOfOutliers) {
+  size_t with_high = 0;
   for (const size_t cols : Lengths()) {
     if (cols == 0) continue;
-    Guarded<float> x(cols, 1);
-    random_.Fill(x.span());
-    Activations q(3, cols);
-    QuantizeActivations(x.data(), q.view(), 1);
-    const double step = MaxAbs(x.span()) / (127 * 256);
-    int64_t high_sum = 0, low_sum = 0;
-    const QuantizedRows row = q.view().From(1, 1);
-    for (size_t i = 0; i < q.plane; ++i) {
-      const int high = row.High(0)[i], low = row.Low(0)[i];
-      high_sum += high;
-      low_sum += low;
-      ASSERT_LE(std::abs(high), 127);
-      const double value = i < cols ? static_cast<double>(x[i]) : 0.0;
-      ASSERT_NEAR(step * (256 * high + low), value, step * 0.51) << cols << " at " << i;
-      if (i % 4 == 3) {
-        const int8_t* four = row.High(0) + i - 3;
-        ASSERT_EQ(row.NibbleOffsets(0)[i / 4], -8 * (four[0] + four[1] + four[2] + four[3]));
-      }
+    for (const bool outliers : {false, true}) {
+      const std::vector<float> x =
+          outliers ? FloatsWithOutliers(random_, cols) : random_.Floats(cols);
+      GuardedRows q(3, cols);
+      QuantizeActivations(x.data(), q.view(), 1);
+      CheckRounded(x, q);
+      double mean = 0;
+      for (const float v : x) mean += std::abs(static_cast<double>(v)) / static_cast<double>(cols);
+      const double largest = MaxAbs(std::span(x));
+      const double step = std::clamp(6 * mean / 127, largest / 32512, largest / 127);
+      ASSERT_NEAR(static_cast<double>(q.view().scales[1]), step, 1e-3 * step) << cols;
+      with_high += q.view().HasHigh(1);
+      ASSERT_TRUE(outliers || !q.view().HasHigh(1)) << cols;
+      ASSERT_TRUE(q.GuardsIntact());
+      ASSERT_EQ(q.view().High(0)[q.view().plane - 1], -1) << "the row before is untouched";
+      ASSERT_EQ(q.view().Low(2)[0], -1) << "the row behind is untouched";
     }
-    ASSERT_EQ(q.high_sums[1], high_sum);
-    ASSERT_EQ(q.low_sums[1], low_sum);
-    ASSERT_TRUE(q.GuardsIntact());
-    ASSERT_EQ(q.view().Low(0)[q.plane - 1], -1) << "the row before is untouched";
-    ASSERT_EQ(q.view().High(2)[0], -1) << "the row behind is untouched";
+  }
+  EXPECT_GT(with_high, 10u);
+}
+
+TEST_P(QuantizedTest, BytesReachToTheLargestValue) {
+  for (const size_t cols : Lengths()) {
+    if (cols == 0) continue;
+    const std::vector<float> x = FloatsWithOutliers(random_, cols);
+    GuardedRows q(3, cols);
+    QuantizeToBytes(x.data(), q.view(), 1);
+    CheckRounded(x, q);
+    ASSERT_FALSE(q.view().HasHigh(1)) << cols;
+    const double step = MaxAbs(std::span(x)) / 127;
+    ASSERT_NEAR(static_cast<double>(q.view().scales[1]), step, 1e-6 * step);
+  }
+}
+
+// The largest value is a million times the others, or all are close to the least number there is.
+TEST_P(QuantizedTest, ExtremesStayInRange) {
+  std::vector<float> x(3000, 1e-6f);
+  x[70] = -1.0f;
+  GuardedRows q(3, x.size());
+  QuantizeActivations(x.data(), q.view(), 1);
+  CheckRounded(x, q);
+  EXPECT_EQ(q.view().High(1)[70], -127);
+  for (const float tiny : {1e-45f, 1e-40f, 1e-37f, 3e-34f}) {
+    for (float& v : x) v = tiny;
+    x[5] = 0.0f;
+    QuantizeActivations(x.data(), q.view(), 1);
+    for (size_t i = 0; i < x.size(); ++i) {
+      ASSERT_NEAR(q.At(1, i), static_cast<double>(x[i]), 1e-36) << tiny;
+    }
   }
 }
 
 TEST_P(QuantizedTest, ZerosStayZeros) {
   const std::vector<float> zeros(100, 0.0f);
-  Activations q(1, 100);
+  GuardedRows q(1, 100);
   QuantizeActivations(zeros.data(), q.view(), 0);
-  EXPECT_EQ(q.scales[0], 0.0f);
+  EXPECT_EQ(q.view().scales[0], 0.0f);
   for (const DType dtype : kTypes) {
     Weights w(random_, dtype, 5, 100);
     std::vector<float> y(5, kNaN);
@@ -131,7 +158,7 @@ TEST_P(QuantizedTest, ValuesThatAreNotFiniteAreSeen) {
   for (const float spoiler : {kNaN, kInf, -kInf}) {
     std::vector<float> x = random_.Floats(70);
     x[33] = spoiler;
-    Activations q(1, 70);
+    GuardedRows q(1, 70);
     QuantizeActivations(x.data(), q.view(), 0);
     for (const DType dtype : kTypes) {
       Weights w(random_, dtype, 3, 70);
@@ -192,9 +219,9 @@ TEST_P(QuantizedTest, MatMulMatchesReference) {
       for (const size_t tokens : {1, 2, 5}) {
         const size_t rows = 1 + random_.Below(11);
         Weights w(random_, dtype, rows, cols);
-        Activations q(tokens, cols);
+        GuardedRows q(tokens, cols);
         for (size_t t = 0; t < tokens; ++t) {
-          QuantizeActivations(random_.Floats(cols).data(), q.view(), t);
+          QuantizeActivations(FloatsWithOutliers(random_, cols).data(), q.view(), t);
         }
         std::vector<double> exact;
         double largest = 0;
@@ -202,7 +229,7 @@ TEST_P(QuantizedTest, MatMulMatchesReference) {
           for (size_t r = 0; r < rows; ++r) {
             double sum = 0;
             for (size_t c = 0; c < cols; ++c) {
-              const double product = q.At(t, c, dtype) * reference::At(w.view(), r, c);
+              const double product = q.At(t, c) * reference::At(w.view(), r, c);
               sum += product;
               largest = std::max(largest, std::abs(product));
             }
@@ -216,8 +243,8 @@ TEST_P(QuantizedTest, MatMulMatchesReference) {
             << cols << " x " << rows;
         ASSERT_TRUE(y.GuardsIntact());
         // A wrong sign in one product must not pass.
-        exact[0] += 2 * q.At(0, 0, dtype) * reference::At(w.view(), 0, 0);
-        if (std::abs(q.At(0, 0, dtype) * reference::At(w.view(), 0, 0)) > tolerance) {
+        exact[0] += 2 * q.At(0, 0) * reference::At(w.view(), 0, 0);
+        if (std::abs(q.At(0, 0) * reference::At(w.view(), 0, 0)) > tolerance) {
           ASSERT_GT(WorstError(y.span(), exact, [&](size_t) { return tolerance; }), 1.0);
         }
       }
@@ -229,9 +256,9 @@ TEST_P(QuantizedTest, TokensAndRowRangesDoNotChangeBits) {
   const size_t cols = 330, rows = 23, tokens = 7;
   for (const DType dtype : kTypes) {
     Weights w(random_, dtype, rows, cols);
-    Activations q(tokens, cols);
+    GuardedRows q(tokens, cols);
     for (size_t t = 0; t < tokens; ++t) {
-      QuantizeActivations(random_.Floats(cols).data(), q.view(), t);
+      QuantizeActivations(FloatsWithOutliers(random_, cols).data(), q.view(), t);
     }
     std::vector<float> whole(tokens * rows);
     QuantizedMatMul(q.view(), w.view(), 0, rows, {whole.data(), tokens, rows, rows});
@@ -254,9 +281,9 @@ TEST_P(QuantizedTest, MaskedMatVecHasTheBitsOfMatMul) {
     for (const DType dtype : kTypes) {
       const size_t cols = 200, rows = 90;
       Weights w(random_, dtype, rows, cols);
-      Activations q(2, cols);
+      GuardedRows q(2, cols);
       for (size_t t = 0; t < 2; ++t) {
-        QuantizeActivations(random_.Floats(cols).data(), q.view(), t);
+        QuantizeActivations(FloatsWithOutliers(random_, cols).data(), q.view(), t);
       }
       std::vector<float> dense(rows);
       QuantizedMatMul(q.view().From(1, 1), w.view(), 0, rows, {dense.data(), 1, rows, rows});
@@ -282,11 +309,11 @@ TEST(QuantizedTargetsTest, EightBitsAreTheSameOnAllTargets) {
   Random random(5);
   const std::string best = AvailableSimdTargets().front();
   std::vector<float> first;
-  const std::vector<float> values = random.Floats(1000);
+  const std::vector<float> values = FloatsWithOutliers(random, 1000);
   Weights w(random, DType::kI8, 9, 1000);
   for (const std::string& target : AvailableSimdTargets()) {
     ASSERT_TRUE(ForceSimdTarget(target));
-    Activations q(1, 1000);
+    GuardedRows q(1, 1000);
     QuantizeActivations(values.data(), q.view(), 0);
     std::vector<float> y(9);
     QuantizedMatMul(q.view(), w.view(), 0, 9, {y.data(), 1, 9, 9});

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kernels/integer_rows.h"
-#include "kernels/quantized.h"
+#include "kernels/quantized_test_util.h"
 #include "kernels/simd_target.h"
 
 namespace firesteel::kernels {
@@ -109,16 +109,13 @@ TEST(RowFetcherTest, KernelsAskForAsMuchAsTheyRead) {
   const size_t queued = all.size() * kStride / kAlignment;
   ASSERT_GT(queued, read);
 
-  std::vector<int8_t> planes(2 * kStride);
-  std::vector<int32_t> offsets(kStride);
-  float scale = 1;
-  int32_t high_sum = 0, low_sum = 0;
-  const QuantizedRows x{planes.data(), offsets.data(), &scale, &high_sum, &low_sum, 1,
-                        kStride,       kStride};
+  GuardedRows rounded(1, kStride);
+  const QuantizedRows& x = rounded.view();
+  QuantizeActivations(std::vector<float>(kStride, 1.0f).data(), x, 0);
   QuantizedRows c = x;
   c.cols = active.size();
   std::vector<float> y(kStride);
-  std::vector<int32_t> sums(2 * kStride);
+  std::vector<int32_t> sums(kStride);
   const auto left = [&](auto&& multiply) {
     RowFetcher fetcher;
     fetcher.Add(w.view(), all.data(), all.size(), 0, kStride);

@@ -106,7 +106,7 @@ HWY_INLINE Four LevelSums(hn::Vec<hn::FixedTag<int32_t, 4>> sums, int32_t x_sum)
 
 HWY_INLINE Four Scaled(Four sums, float x_scale, const float* row_scales) {
   const FourTag df;
-  return hn::Mul(sums, hn::Mul(hn::LoadU(df, row_scales), hn::Set(df, 256.0f * x_scale)));
+  return hn::Mul(sums, hn::Mul(hn::LoadU(df, row_scales), hn::Set(df, x_scale)));
 }
 
 // The sums of one token, or of two (t and t + 1), with four rows.
@@ -118,16 +118,16 @@ HWY_INLINE void SumI2(const QuantizedRows& x, size_t t, const TileRows& w, const
   const ByteTag du8;
   constexpr size_t kGroupBytes = kI2Group / 4;
   const size_t bytes = hn::Lanes(du8);
-  const int8_t* const high = x.High(t);
-  const int8_t* const high1 = kTokens > 1 ? x.High(t + 1) : high;
+  const int8_t* const token = x.Low(t);
+  const int8_t* const token1 = kTokens > 1 ? x.Low(t + 1) : token;
   SumVec a0 = hn::Zero(ds), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   for (size_t group = 0; group < row_bytes; group += kGroupBytes) {
     fetch(group);
     for (size_t o = 0; o < kGroupBytes; o += bytes) {
       const size_t at = group + o;
       const auto add = [&](const uint8_t* row, SumVec& a, SumVec& b) HWY_ATTR {
-        AddCodes<kTokens>(hn::LoadU(du8, row + at), high + 4 * group + o, high1 + 4 * group + o, a,
-                          b);
+        AddCodes<kTokens>(hn::LoadU(du8, row + at), token + 4 * group + o, token1 + 4 * group + o,
+                          a, b);
       };
       add(w.r0, a0, b0);
       add(w.r1, a1, b1);
@@ -135,8 +135,8 @@ HWY_INLINE void SumI2(const QuantizedRows& x, size_t t, const TileRows& w, const
       add(w.r3, a3, b3);
     }
   }
-  sums = LevelSums(SumsOfFour(a0, a1, a2, a3), x.high_sums[t]);
-  if constexpr (kTokens > 1) sums1 = LevelSums(SumsOfFour(b0, b1, b2, b3), x.high_sums[t + 1]);
+  sums = LevelSums(SumsOfFour(a0, a1, a2, a3), x.low_sums[t]);
+  if constexpr (kTokens > 1) sums1 = LevelSums(SumsOfFour(b0, b1, b2, b3), x.low_sums[t + 1]);
 }
 
 // All tokens times `count` rows, one or four, to out(t)[position(i)].

@@ -50,7 +50,7 @@ struct I2View {
 };
 
 /// y[t, n] = scales[n] · Σ_k x[t, k] · q[n, k] for n in [row_begin, row_end), x taken at 8 bits
-/// (the plane `high`). x.cols is PaddedI2Cols(w.cols), with zeros behind w.cols. Sums are integers,
+/// (QuantizeToBytes). x.cols is PaddedI2Cols(w.cols), with zeros behind w.cols. Sums are integers,
 /// so the bits of y[t, n] depend on x[t, :] and w[n, :] only, not on the SIMD target. Thread-safe
 /// for disjoint row ranges of one y.
 void ScreenMatMul(const QuantizedRows& x, const I2View& w, size_t row_begin, size_t row_end,

@@ -18,19 +18,10 @@ void Screen(benchmark::State& state) {
     v = static_cast<uint8_t>(random >> 24);
   }
   const AlignedVector<float> row_scales(rows, 0.01f);
-  AlignedVector<int8_t> planes(2 * tokens * padded);
-  AlignedVector<int32_t> numbers(tokens * padded / 4 + 2 * tokens);
-  AlignedVector<float> scales(tokens);
-  const QuantizedRows x{planes.data(),
-                        numbers.data(),
-                        scales.data(),
-                        numbers.data() + tokens * padded / 4,
-                        numbers.data() + tokens * padded / 4 + tokens,
-                        tokens,
-                        padded,
-                        padded};
+  AlignedVector<uint8_t> memory(QuantizedRows::Bytes(tokens, padded));
+  const QuantizedRows x = QuantizedRows::Place(memory.data(), tokens, padded);
   const auto values = NormalFloats(padded);
-  for (size_t t = 0; t < tokens; ++t) QuantizeActivations(values.data(), x, t);
+  for (size_t t = 0; t < tokens; ++t) QuantizeToBytes(values.data(), x, t);
   AlignedVector<float> y(tokens * rows);
   for (auto _ : state) {
     ScreenMatMul(x, {codes.data(), row_scales.data(), rows, cols}, 0, rows,

@@ -1,8 +1,8 @@
 #include "kernels/screen.h"
 
+#include "kernels/quantized_test_util.h"
 #include "kernels/reference.h"
 #include "kernels/statistical_topk.h"
-#include "kernels/test_util.h"
 
 namespace firesteel::kernels {
 namespace {
@@ -40,31 +40,17 @@ struct Rows {
 // Activations [tokens, PaddedI2Cols(cols)], zeros behind cols.
 struct Activations {
   Activations(size_t num_rows, size_t num_cols)
-      : rows(num_rows),
-        cols(num_cols),
-        plane(PaddedI2Cols(num_cols)),
-        planes(2 * rows * plane),
-        offsets(rows * plane / 4),
-        scales(rows),
-        sums(2 * rows) {}
-  QuantizedRows view() {
-    return {planes.data(),      offsets.data(), scales.data(), sums.data(),
-            sums.data() + rows, rows,           plane,         plane};
-  }
+      : rows(num_rows), cols(num_cols), padded(PaddedI2Cols(num_cols)), rounded(num_rows, padded) {}
+  const QuantizedRows& view() const { return rounded.view(); }
   void Set(size_t row, std::span<const float> x) {
-    std::vector<float> padded(plane, 0.0f);
-    std::copy(x.begin(), x.end(), padded.begin());
-    QuantizeActivations(padded.data(), view(), row);
+    std::vector<float> all(padded, 0.0f);
+    std::copy(x.begin(), x.end(), all.begin());
+    QuantizeToBytes(all.data(), view(), row);
   }
-  double At(size_t row, size_t col) const {
-    return 256.0 * static_cast<double>(scales[row]) * planes[2 * row * plane + col];
-  }
+  double At(size_t row, size_t col) const { return rounded.At(row, col); }
 
-  const size_t rows, cols, plane;
-  std::vector<int8_t> planes;
-  std::vector<int32_t> offsets;
-  std::vector<float> scales;
-  std::vector<int32_t> sums;
+  const size_t rows, cols, padded;
+  GuardedRows rounded;
 };
 
 double Norm(std::span<const float> x) {

@@ -12,8 +12,8 @@
 namespace firesteel {
 
 /// The inputs of dense products. kF32: they stay f32 (the parity mode). kBF16: rounded to bf16.
-/// kInteger: rounded to 16 bits where weights have 8, to 8 bits where they have 4
-/// (kernels/quantized.h); goes with such weights and with them only.
+/// kInteger: rounded to bytes with room for outliers (kernels/quantized.h); goes with weights of 8
+/// and 4 bits, and with them only.
 enum class ComputeType : uint8_t { kF32, kBF16, kInteger };
 
 /// "f32", "bf16" or "integer".

@@ -18,39 +18,28 @@ class QuantizedInput {
   QuantizedInput() = default;
   /// The first `tiled_rows` rows may be put in tiles.
   QuantizedInput(size_t rows, size_t cols, size_t tiled_rows) : rows_(rows), cols_(cols) {
-    // Two planes, a nibble offset for four elements, three numbers a row; in an order that
-    // keeps each aligned.
-    plane_ = (cols + kernels::kQuantizedPadding - 1) / kernels::kQuantizedPadding *
-             kernels::kQuantizedPadding;
-    tiles_ = Matrix(1, kernels::TileColumns::Words(2 * tiled_rows, plane_ / 4) * sizeof(int32_t),
-                    kernels::DType::kI8);
-    memory_ = Matrix(1, rows * (3 * plane_ + 3 * sizeof(float)), kernels::DType::kI8);
+    memory_ = Matrix(1, kernels::QuantizedRows::Bytes(rows, cols), kernels::DType::kI8);
+    const size_t words = kernels::TileColumns::Words(tiled_rows, view().plane / sizeof(int32_t));
+    tiles_ = Matrix(2, words * sizeof(int32_t), kernels::DType::kI8);
   }
 
   kernels::QuantizedRows view() {
-    auto* const planes = static_cast<int8_t*>(memory_.MutableRow(0));
-    auto* const offsets = reinterpret_cast<int32_t*>(planes + rows_ * 2 * plane_);
-    int32_t* const high_sums = offsets + rows_ * plane_ / 4;
-    int32_t* const low_sums = high_sums + rows_;
-    auto* const scales = reinterpret_cast<float*>(low_sums + rows_);
-    return {planes, offsets, scales, high_sums, low_sums, rows_, cols_, plane_};
+    return kernels::QuantizedRows::Place(memory_.MutableRow(0), rows_, cols_);
   }
 
   kernels::TileColumns tiles() {
-    return {static_cast<int32_t*>(tiles_.MutableRow(0)), plane_ / kernels::kAlignment};
+    return {static_cast<int32_t*>(tiles_.MutableRow(0)), view().plane / kernels::kAlignment,
+            static_cast<int32_t*>(tiles_.MutableRow(1))};
   }
 
-  /// Copies a row that was rounded, one of `num_rows`, to its columns of the tiles.
-  void Tile(size_t row, size_t num_rows) {
-    kernels::SetTileColumns(view(), row, num_rows, tiles());
-  }
+  /// Copies a row that was rounded to its column of the tiles.
+  void Tile(size_t row) { kernels::SetTileColumn(view(), row, tiles()); }
 
  private:
   Matrix memory_;
   Matrix tiles_;
   size_t rows_ = 0;
   size_t cols_ = 0;
-  size_t plane_ = 0;
 };
 
 }  // namespace firesteel

@@ -1,11 +1,11 @@
 #include "runtime/model/spark_ffn.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
 #include "kernels/elementwise.h"
-#include "kernels/integer_rows.h"
 #include "kernels/sparse_ffn.h"
 #include "kernels/statistical_topk.h"
 
@@ -15,11 +15,13 @@ namespace {
 using kernels::DType;
 using kernels::MatView;
 
-// Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows.
-constexpr size_t kFewRows = 32;
 // Rows of a step take turns over windows of weights of about so many bytes, so that what one of
 // them fetched from memory is in the L2 cache for the others, and the next window beside it.
 constexpr size_t kWindowBytes = size_t{1152} << 10;
+// In a dense step so many rows are projected up at a time, and so many columns of down_proj are
+// brought into the order of tiles: what a worker then reads again and again stays in its L2 cache.
+constexpr size_t kDenseRows = 256;
+constexpr size_t kDenseCols = 256;
 
 // A range has enough active neurons to work on, and there are enough ranges to share; none has more
 // than can be added in integers.
@@ -36,6 +38,14 @@ kernels::TypedView Columns(kernels::TypedView w, IndexRange cols) {
   return w;
 }
 
+// The rows `rows` of a matrix.
+kernels::TypedView Rows(kernels::TypedView w, IndexRange rows) {
+  w.data = w.RowBytes(rows.begin);
+  w.rows = rows.end - rows.begin;
+  if (w.row_scales != nullptr) w.row_scales += rows.begin;
+  return w;
+}
+
 // The part of a rising list, given as indices, whose neurons are within a range.
 IndexRange Within(const uint32_t* all, IndexRange list, IndexRange neurons) {
   const auto index = [&](size_t neuron) {
@@ -48,11 +58,12 @@ float* RowOf(Matrix& matrix, size_t row) { return static_cast<float*>(matrix.Mut
 
 }  // namespace
 
-SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, size_t max_rows)
+SparkFfn::SparkFfn(const ModelConfig& config, DType type, bool tiles, size_t num_threads,
+                   size_t max_rows)
     : config_(config),
       num_ranges_(NumRanges(config)),
       stride_(config.intermediate_size + kernels::kCompactionSlack),
-      integer_down_(down == DType::kI8),
+      integer_down_(type == DType::kI8),
       quantile_(kernels::NormalQuantile(1.0 - static_cast<double>(config.ffn_top_k) /
                                                   static_cast<double>(config.intermediate_size))),
       excess_(max_rows, stride_, DType::kF32),
@@ -69,12 +80,26 @@ SparkFfn::SparkFfn(const ModelConfig& config, DType down, size_t num_threads, si
   const size_t rows = std::min(max_rows, std::max(kFewRows, max_rows / num_threads + 1));
   for (WorkerScratch& scratch : scratch_) {
     scratch.coefficients = QuantizedInput(rows, config.intermediate_size / num_ranges_ + 1, 0);
-    scratch.sums = Matrix(1, 2 * kernels::SumCols(config.hidden_size), DType::kF32);
+    scratch.sums = Matrix(1, kernels::SumCols(config.hidden_size), DType::kF32);
   }
+  if (!tiles || max_rows <= kFewRows) return;
+  const size_t widest = config.intermediate_size / num_ranges_ + 1;
+  for (WorkerScratch& scratch : scratch_) {
+    scratch.projected.resize(widest);
+    scratch.dense_up = Matrix(std::min(max_rows, kDenseRows), widest, DType::kF32);
+    scratch.dense_down = Matrix(1, kernels::AmxSumBytes(widest, kDenseCols), DType::kI8);
+  }
+  const size_t padded = hwy::RoundUpTo(max_rows, kernels::kAmxSumRows);
+  for (size_t range = 0; range < num_ranges_; ++range) {
+    const IndexRange neurons = Neurons(range);
+    dense_.emplace_back(padded, neurons.end - neurons.begin, DType::kI8);
+  }
+  dense_scales_.resize(num_ranges_ * padded);
 }
 
 void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_rows) {
   if (worker.index() == 0) {
+    dense_step_ = MayBeDense(num_rows) && ChooseDense(num_rows);
     next_range_.store(0, std::memory_order_relaxed);
     union_size_.store(0, std::memory_order_relaxed);
   }
@@ -101,6 +126,25 @@ void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_ro
   }
 }
 
+// For worker 0, while no worker runs: which way the coming Run takes.
+bool SparkFfn::ChooseDense(size_t num_rows) {
+  constexpr size_t kManyRows = 128;
+  constexpr uint32_t kTryOther = 16;  // one choice in so many is for what was slower of late
+  if (way_ != FfnWay::kMeasured) return way_ == FfnWay::kDense;
+  if (measured_ != nullptr) {
+    double seconds = 0;
+    for (const WorkerScratch& scratch : scratch_) seconds = std::max(seconds, scratch.seconds);
+    seconds /= static_cast<double>(measured_rows_);
+    *measured_ = *measured_ == 0 ? seconds : 0.75 * *measured_ + 0.25 * seconds;
+  }
+  std::array<double, 2>& seconds = seconds_[num_rows >= kManyRows ? 1 : 0];
+  const bool dense_is_faster = seconds[1] <= seconds[0];  // both are tried at first
+  const bool dense = ++choices_ % kTryOther == 0 ? !dense_is_faster : dense_is_faster;
+  measured_ = &seconds[dense ? 1 : 0];
+  measured_rows_ = num_rows;
+  return dense;
+}
+
 // Lists the neurons of a range that some row needs, and leaves `needed_` clear for the next layer.
 void SparkFfn::ListUnion(size_t range) {
   const IndexRange neurons = Neurons(range);
@@ -123,6 +167,18 @@ size_t SparkFfn::TakeRange(size_t num_rows) {
 
 void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
                    const MatView& up, const MatView& out) {
+  const auto start = std::chrono::steady_clock::now();
+  if (dense_step_) {
+    RunDense(worker, weights, input, num_rows, out);
+  } else {
+    RunSparse(worker, weights, input, num_rows, up, out);
+  }
+  scratch_[worker.index()].seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void SparkFfn::RunSparse(Worker& worker, const LayerWeights& weights, const Input& input,
+                         size_t num_rows, const MatView& up, const MatView& out) {
   const IndexRange share = worker.Share(num_rows);
   kernels::RowFetcher& fetcher = scratch_[worker.index()].fetcher;
   fetcher = kernels::RowFetcher();
@@ -155,6 +211,70 @@ void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& inp
   for (size_t row = share.begin; row < share.end; ++row) {
     kernels::ToColumnOrder(config_.hidden_size, out.Row(row));
   }
+}
+
+// Every neuron's part of a step of many rows: first the workers share the ranges, then the columns
+// of the output. Each weight comes from memory once, those of up_proj once for kDenseRows rows.
+void SparkFfn::RunDense(Worker& worker, const LayerWeights& weights, const Input& input,
+                        size_t num_rows, const MatView& out) {
+  for (size_t range = TakeRange(num_rows); range < num_ranges_; range = TakeRange(num_rows)) {
+    DenseUp(worker, weights, input, num_rows, range);
+  }
+  worker.Barrier();
+  auto* const scratch = static_cast<int8_t*>(scratch_[worker.index()].dense_down.MutableRow(0));
+  const IndexRange share = worker.Share(kernels::SumCols(config_.hidden_size), kernels::kAlignment);
+  for (size_t begin = share.begin; begin < share.end; begin += kDenseCols) {
+    const size_t end = std::min(begin + kDenseCols, share.end);
+    for (size_t range = 0; range < num_ranges_; ++range) {
+      const IndexRange neurons = Neurons(range);
+      TellAll(worker, input, weights.down_proj, neurons,
+              {begin, std::min(end, weights.down_proj.cols())});
+      const kernels::ByteRows c = DenseCoefficients(range, num_rows);
+      kernels::AmxSumColumns(c, Rows(weights.down_proj.view(), neurons), begin, end, range > 0,
+                             scratch, out);
+    }
+  }
+  worker.Barrier();
+  const IndexRange rows = worker.Share(num_rows);
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    kernels::ToColumnOrder(config_.hidden_size, out.Row(row));
+  }
+}
+
+// The coefficients of a range, zeros where a neuron is not active.
+void SparkFfn::DenseUp(const Worker& worker, const LayerWeights& weights, const Input& input,
+                       size_t num_rows, size_t range) {
+  WorkerScratch& scratch = scratch_[worker.index()];
+  const IndexRange neurons = Neurons(range);
+  const kernels::TypedView w = Rows(weights.up_proj.view(), neurons);
+  const kernels::TypedView up = scratch.dense_up.view();
+  const kernels::ByteRows out = DenseCoefficients(range, num_rows);
+  for (size_t first = 0; first < num_rows; first += kDenseRows) {
+    const size_t count = std::min(kDenseRows, num_rows - first);
+    TellAll(worker, input, weights.up_proj, neurons, {0, weights.up_proj.cols()});
+    kernels::AmxMatMul(input.integers.From(first, count), input.tiles.From(first), w, 0, w.rows,
+                       {RowOf(scratch.dense_up, 0), count, w.rows, up.stride});
+    for (size_t row = first; row < first + count; ++row) {
+      const IndexRange list = ListOf(row, range);
+      const size_t n = list.end - list.begin;
+      const uint32_t* const active = &active_[row * stride_ + list.begin];
+      float* const excess = RowOf(excess_, row) + list.begin;
+      const float* const all = up.Row<float>(row - first);
+      float* const projected = &scratch.projected[0];
+      for (size_t j = 0; j < n; ++j) projected[j] = all[active[j] - neurons.begin];
+      kernels::GeluMul(excess, projected, n, excess);
+      kernels::QuantizedRows c = scratch.coefficients.view().From(0, 1);
+      c.cols = n;
+      kernels::QuantizeCoefficients(excess, active, weights.down_proj.view(), c);
+      kernels::SpreadCoefficients(c, active, neurons.begin, out, row);
+    }
+  }
+}
+
+kernels::ByteRows SparkFfn::DenseCoefficients(size_t range, size_t num_rows) {
+  Matrix& all = dense_[range];
+  return {static_cast<int8_t*>(all.MutableRow(0)), &dense_scales_[range * all.rows()], num_rows,
+          all.view().stride};
 }
 
 template <typename SumFn>
@@ -338,6 +458,14 @@ void SparkFfn::Tell(const Worker& worker, const Part& part, const Matrix& weight
   for (size_t j = list.begin; j < list.end; ++j) {
     part.input.probe->OnWeightRow(weights, worker.index(), active_[row * stride_ + j], cols.begin,
                                   cols.end);
+  }
+}
+
+void SparkFfn::TellAll(const Worker& worker, const Input& input, const Matrix& weights,
+                       IndexRange rows, IndexRange cols) {
+  if (input.probe == nullptr) return;
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    input.probe->OnWeightRow(weights, worker.index(), row, cols.begin, cols.end);
   }
 }
 

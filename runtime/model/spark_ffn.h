@@ -4,12 +4,15 @@
 #ifndef FIRESTEEL_RUNTIME_MODEL_SPARK_FFN_H_
 #define FIRESTEEL_RUNTIME_MODEL_SPARK_FFN_H_
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "kernels/amx.h"
+#include "kernels/integer_rows.h"
 #include "kernels/quantized.h"
 #include "kernels/row_fetcher.h"
 #include "kernels/tensor.h"
@@ -21,13 +24,22 @@
 
 namespace firesteel {
 
+/// Ways to compute the FFN of a step of many rows: see SparkFfn.
+enum class FfnWay : uint8_t { kMeasured, kSparse, kDense };
+
 /// down_proj · (gelu(a) ⊙ (up_proj · x)) for the rows of a step, with a the soft threshold of their
 /// scores. Only weights of active neurons are read.
 ///
 /// The neurons are cut into ranges, whose number is the model's own. What a range contributes to a
 /// row is added up apart, and the ranges in their order: so neither the other rows nor the workers
 /// change a bit, whoever computes what. Where down_proj has 8 bits, a range's coefficients are
-/// rounded together to 16 and its sums are exact integers (kernels/integer_rows.h).
+/// rounded together and its sums are exact integers (kernels/integer_rows.h).
+///
+/// Such sums have the same bits if they are computed with all neurons, those that are not active
+/// having coefficients of zero. So steps of many rows, whose union is nearly all neurons, may take
+/// the matrix unit (kernels/amx.h), which is faster at twelve times the work where no neighbour on
+/// the core shares it, and slower where one does. That changes within seconds, so it is measured
+/// all the time.
 ///
 /// The members of a team call Select and, behind a barrier, Run. One step at a time.
 class SparkFfn {
@@ -37,11 +49,14 @@ class SparkFfn {
   struct Input {
     kernels::TypedView floats;
     kernels::QuantizedRows integers;
+    kernels::TileColumns tiles;      // the same for a dense step
     ActivityProbe* probe = nullptr;  // sees the rows that are read
   };
 
-  /// Steps have at most `max_rows` rows. `down` is the type of all down_proj.
-  SparkFfn(const ModelConfig& config, kernels::DType down, size_t num_threads, size_t max_rows);
+  /// Steps have at most `max_rows` rows. `type` is that of all up_proj and down_proj. `tiles`: the
+  /// matrix unit may be used.
+  SparkFfn(const ModelConfig& config, kernels::DType type, bool tiles, size_t num_threads,
+           size_t max_rows);
 
   /// Statistical top-k (section 3.2) of the worker's share of the first `num_rows` rows of
   /// `scores` [rows, F].
@@ -55,6 +70,11 @@ class SparkFfn {
   /// barrier. `up` [rows, F] is scratch.
   void Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
            const kernels::MatView& up, const kernels::MatView& out);
+  /// How steps of many rows are computed where there is a choice: kMeasured takes what was faster
+  /// lately. All give the same bits. To be set between steps.
+  void SetWay(FfnWay way) { way_ = way; }
+  /// Whether a step of so many rows may compute every neuron, and read Input::tiles.
+  bool MayBeDense(size_t num_rows) const { return !dense_.empty() && num_rows > kFewRows; }
   /// For worker 0 after Run: how many neurons some row needed.
   uint32_t union_size(size_t num_rows) const {
     return num_rows == 1 ? num_active_[0] : union_size_.load(std::memory_order_relaxed);
@@ -76,11 +96,27 @@ class SparkFfn {
     bool alone() const { return rows.end - rows.begin == 1; }
   };
   struct WorkerScratch {
-    QuantizedInput coefficients;  // [rows of a worker, the widest range]
-    Matrix sums;                  // [2 · SumCols(d)] of int32, zeros between uses
+    QuantizedInput coefficients;   // [rows of a worker, the widest range]
+    Matrix sums;                   // [SumCols(d)] of int32, zeros between uses
+    std::vector<float> projected;  // [the widest range]
+    Matrix dense_up;               // [kDenseRows, the widest range]
+    Matrix dense_down;             // of int8: kDenseCols columns of a range of down_proj
     kernels::RowFetcher fetcher;
+    double seconds = 0;  // of the last Run
   };
 
+  // Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows
+  // or, in a dense step, first the ranges and then the columns.
+  static constexpr size_t kFewRows = 32;
+
+  bool ChooseDense(size_t num_rows);
+  void RunSparse(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+                 const kernels::MatView& up, const kernels::MatView& out);
+  void RunDense(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+                const kernels::MatView& out);
+  void DenseUp(const Worker& worker, const LayerWeights& weights, const Input& input,
+               size_t num_rows, size_t range);
+  kernels::ByteRows DenseCoefficients(size_t range, size_t num_rows);
   void ListUnion(size_t range);
   size_t TakeRange(size_t num_rows);
   // sum(row) = what the part's neurons contribute to each of its rows.
@@ -107,6 +143,8 @@ class SparkFfn {
   }
   void Tell(const Worker& worker, const Part& part, const Matrix& weights, size_t row,
             IndexRange list, IndexRange cols) const;
+  static void TellAll(const Worker& worker, const Input& input, const Matrix& weights,
+                      IndexRange rows, IndexRange cols);
   IndexRange Neurons(size_t range) const;
   float* RangeSum(size_t row, size_t range);
   void AddRangeSum(size_t range, const float* sum, float* out) const;
@@ -126,6 +164,16 @@ class SparkFfn {
   std::atomic<uint32_t> union_size_{0};
   Matrix sums_;  // [few rows · ranges, SumCols(d)]
   std::vector<WorkerScratch> scratch_;
+  FfnWay way_ = FfnWay::kMeasured;
+  bool dense_step_ = false;  // the step's layer that was selected last
+  // Of steps of many rows, fewer and more than kManyRows: seconds a row of late, sparse and dense;
+  // 0 where nothing was measured.
+  std::array<std::array<double, 2>, 2> seconds_{};
+  double* measured_ = nullptr;  // what the last Run is to be told to
+  size_t measured_rows_ = 0;
+  uint32_t choices_ = 0;
+  std::vector<Matrix> dense_;        // [ranges], each [R, neurons] of int8; empty: never
+  std::vector<float> dense_scales_;  // [ranges, R]
   std::atomic<size_t> next_range_{0};
 };
 

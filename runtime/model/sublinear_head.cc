@@ -86,13 +86,13 @@ void SublinearHead::SetInput(size_t row, const float* h) {
   std::copy(h, h + cols_, x);
   kernels::RotateAtRandom(signs_.data(), cols_, x);
   const kernels::QuantizedRows q = input_.view();
-  kernels::QuantizeActivations(x, q, row);
+  kernels::QuantizeToBytes(x, q, row);
 
   double square = 0, rounding = 0;
-  const double step = 256.0 * static_cast<double>(q.scales[row]);
+  const auto step = static_cast<double>(q.scales[row]);
   for (size_t i = 0; i < cols_; ++i) {
     const double value = static_cast<double>(x[i]);
-    const double error = value - step * q.High(row)[i];
+    const double error = value - step * q.Low(row)[i];
     square += value * value;
     rounding += error * error;
   }

@@ -104,10 +104,10 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
   }
   if (compute_ == ComputeType::kInteger) {
     predictor_input_ = MakeIntegers(max_rows, config_.ffn_predictor_dim);
-    rest_input_ = QuantizedInput(max_rows, d - config_.ffn_predictor_dim, 0);
+    rest_input_ = MakeIntegers(max_rows, d - config_.ffn_predictor_dim);
   }
-  ffn_ = std::make_unique<SparkFfn>(config_, weights_->types[WeightRole::kFfn], pool->num_threads(),
-                                    max_rows);
+  ffn_ = std::make_unique<SparkFfn>(config_, weights_->types[WeightRole::kFfn], tiles_,
+                                    pool->num_threads(), max_rows);
   const auto quantile = [](size_t k, size_t n) {
     return kernels::NormalQuantile(1.0 - static_cast<double>(k) / static_cast<double>(n));
   };
@@ -156,6 +156,10 @@ void Transformer::Forward(std::span<const SequenceSlice> batch, ActivityProbe* p
   const auto end = std::chrono::steady_clock::now();
   phase_seconds_[static_cast<size_t>(Phase::kHead)] +=
       std::chrono::duration<double>(end - phase_start_).count();
+}
+
+void Transformer::SetFfnWay(FfnWay way) {
+  if (ffn_ != nullptr) ffn_->SetWay(way);
 }
 
 // Behind a barrier: the time since the last call belongs to `phase`.
@@ -406,6 +410,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   SparkFfn::Input input{.probe = probe_};
   if (compute_ == ComputeType::kInteger) {
     input.integers = rest_input_.view();
+    input.tiles = rest_input_.tiles();
   } else {
     const size_t r = config_.ffn_predictor_dim;
     input.floats = View(normed_, 0, num_rows, r, config_.hidden_size - r);
@@ -488,10 +493,8 @@ void Transformer::PutHeadInput(size_t i) {
       break;
     case ComputeType::kInteger: {
       const kernels::QuantizedRows x = head_input_.integer.view();
-      const bool fine = weights_->embedding.dtype() == DType::kI8;  // 4 bits take `high` alone
       for (size_t k = 0; k < d; ++k) {
-        const int high = x.High(slot)[k], low = x.Low(slot)[k];
-        exact[k] = x.scales[slot] * static_cast<float>(256 * high + (fine ? low : 0));
+        exact[k] = x.scales[slot] * static_cast<float>(256 * x.High(slot)[k] + x.Low(slot)[k]);
       }
       break;
     }
@@ -525,6 +528,7 @@ void Transformer::NormRow(size_t row, const std::vector<float>& norm, Block next
   if (compute_ == ComputeType::kInteger && config_.spark() && next == Block::kFeedForward) {
     RoundToIntegers(normed, row, rows_.size(), predictor_input_);
     kernels::QuantizeActivations(normed + config_.ffn_predictor_dim, rest_input_.view(), row);
+    if (ffn_->MayBeDense(rows_.size())) rest_input_.Tile(row);
   } else {
     RoundRow(normed_, row, rows_.size());
   }
@@ -579,7 +583,7 @@ QuantizedInput Transformer::MakeIntegers(size_t rows, size_t cols) const {
 void Transformer::RoundToIntegers(const float* values, size_t row, size_t num_rows,
                                   QuantizedInput& input) const {
   kernels::QuantizeActivations(values, input.view(), row);
-  if (UsesTiles(num_rows)) input.Tile(row, num_rows);
+  if (UsesTiles(num_rows)) input.Tile(row);
 }
 
 bool Transformer::UsesTiles(size_t rows) const { return tiles_ && rows >= kMinTileRows; }

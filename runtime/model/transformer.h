@@ -102,6 +102,10 @@ class Transformer {
   /// one.
   std::span<const LayerActivity> activity() const { return layer_activity_; }
 
+  /// How a Spark model's FFN is computed for prompts, where there is a choice; the bits are the
+  /// same. Not during a Forward.
+  void SetFfnWay(FfnWay way);
+
   size_t max_rows() const { return max_rows_; }
 
   /// Seconds that each Phase has taken, summed over all Forwards.

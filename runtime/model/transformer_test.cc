@@ -66,7 +66,7 @@ struct Runner {
         cache(std::move(KvBlockPool::Create(config, kv_dtype,
                                             KvBlockPool::BytesPerBlock(config, kv_dtype) * 64))
                   .value()),
-        transformer(weights, compute, kv_dtype, &pool, 160, 160) {}
+        transformer(weights, compute, kv_dtype, &pool, 320, 320) {}
 
   // Logits [tokens, vocab] of a sequence computed in chunks of `chunk`; the first two thirds are
   // its prompt.
@@ -232,6 +232,39 @@ TEST(Transformer, ABF16PromptTakesTheMatrixUnits) {
   EXPECT_FALSE(SameBits(logits[0], logits[1]));
 }
 
+// Whether a prompt's FFN is computed for its active neurons or, on a matrix unit, for all, and on
+// how many threads: the bits are the same, in chunks of any size.
+TEST(Transformer, EveryWayOfComputingAPromptGivesTheSameBits) {
+  ModelConfig config = SmallSpark();
+  config.hidden_size = 192;
+  config.ffn_predictor_dim = 64;
+  config.intermediate_size = 1100;
+  config.max_position_embeddings = 320;
+  config.ffn_top_k = 300;
+  const auto tokens = RandomTokens(301, 1, config.vocab_size);
+  std::vector<float> first;
+  for (const size_t threads : {1, 2, 3}) {
+    Runner runner(config, DType::kI8, ComputeType::kInteger, DType::kBF16, threads);
+    for (const FfnWay way : {FfnWay::kSparse, FfnWay::kDense, FfnWay::kMeasured}) {
+      runner.transformer.SetFfnWay(way);
+      for (const size_t chunk : {301, 100, 33, 7}) {
+        const KvLease lease = std::move(runner.cache->Lease(tokens.size())).value();
+        std::vector<float> logits;
+        for (size_t at = 0; at < tokens.size(); at += chunk) {
+          const size_t n = std::min(chunk, tokens.size() - at);
+          const SequenceSlice slice{std::span(tokens).subspan(at, n), at, lease.blocks(),
+                                    LogitRows::kAll};
+          runner.transformer.Forward({&slice, 1});
+          runner.Append(logits);
+        }
+        if (first.empty()) first = logits;
+        ASSERT_TRUE(SameBits(logits, first))
+            << threads << " threads, chunks of " << chunk << ", way " << static_cast<int>(way);
+      }
+    }
+  }
+}
+
 // How often weights come from memory, if each worker has an L2 cache of 1.5 MiB for them: what the
 // sparse FFN's order of reading is for. Least recently used goes first.
 class ReadCounter : public ActivityProbe {
@@ -294,7 +327,7 @@ class ReadCounter : public ActivityProbe {
 };
 
 // A lone sequence reads each row that it needs once. Sequences of a batch share what one of them
-// has read, and so do the rows of a prompt that a worker has.
+// has read, and so do the rows of a prompt that a worker has. A dense FFN reads all.
 TEST(Transformer, EachWeightRowIsReadOnce) {
   ModelConfig config = SmallSpark();
   config.hidden_size = 1024;
@@ -308,13 +341,18 @@ TEST(Transformer, EachWeightRowIsReadOnce) {
     for (const size_t threads : {1, 2}) {
       Runner runner(config, type, compute, DType::kBF16, threads);
       const LayerWeights& layer = runner.weights->layers[0];
-      for (const size_t rows : {1, 8, 80}) {
+      for (const auto& [rows, way] : {std::pair<size_t, FfnWay>{1, FfnWay::kMeasured},
+                                      {8, FfnWay::kMeasured},
+                                      {80, FfnWay::kSparse},
+                                      {80, FfnWay::kDense}}) {
+        const bool all = way == FfnWay::kDense && type == DType::kI8 && kernels::AmxAvailable();
         SCOPED_TRACE(testing::Message()
                      << DTypeName(type) << ", " << threads << " threads, " << rows << " rows");
         const auto tokens = RandomTokens(rows, 3, config.vocab_size);
         const KvLease lease = std::move(runner.cache->Lease(rows)).value();
         const SequenceSlice slice{tokens, 0, lease.blocks(), LogitRows::kLast};
         ReadCounter counter(threads, *runner.weights);
+        runner.transformer.SetFfnWay(way);
         runner.transformer.Forward({&slice, 1}, &counter);
         for (const Matrix* dense : {&layer.qkv_proj, &layer.o_proj, &layer.gate_proj}) {
           EXPECT_THAT(counter.reads(*dense), Each(1.0));
@@ -327,6 +365,7 @@ TEST(Transformer, EachWeightRowIsReadOnce) {
           const auto needed = counter.Needed(expected.size(), share);
           for (size_t n = 0; n < needed.size(); ++n) expected[n] += needed[n] > 0 ? 1 : 0;
         }
+        if (all) expected.assign(config.intermediate_size, 1.0);  // they share all neurons
         EXPECT_THAT(counter.reads(layer.up_proj), Pointwise(DoubleNear(1e-9), expected));
         EXPECT_THAT(counter.reads(layer.down_proj), Pointwise(DoubleNear(1e-9), expected));
       }

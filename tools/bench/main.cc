@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,6 +40,7 @@ struct Options {
   std::vector<size_t> context = {32};
   std::vector<size_t> prompt = {64, 512};
   std::string head = "off";
+  FfnWay prompt_ffn = FfnWay::kMeasured;
   size_t decode = 64;
   size_t chunk = 256;
   size_t repeat = 5;
@@ -157,6 +159,7 @@ absl::StatusOr<Report> Run(const Options& options) {
       subjects.push_back(std::make_unique<Subject>(
           model.weights, compute, kv_dtype, threads, options.chunk,
           std::max<size_t>(1, Largest(options.batch)), max_tokens, model.trained, sublinear));
+      subjects.back()->SetFfnWay(options.prompt_ffn);
     }
   }
   const std::vector<Setting> settings = ListSettings(options);
@@ -243,6 +246,12 @@ int Main(int argc, char** argv) {
   app.add_option("--chunk", options.chunk, "Prompt tokens of one step")
       ->check(CLI::Range(1, 1 << 14))
       ->capture_default_str();
+  const std::map<std::string, FfnWay> ways = {
+      {"measured", FfnWay::kMeasured}, {"sparse", FfnWay::kSparse}, {"dense", FfnWay::kDense}};
+  app.add_option("--prompt-ffn", options.prompt_ffn,
+                 "How a Spark model with 8-bit weights computes the FFN of prompts on a matrix "
+                 "unit: its active neurons, all, or what was faster of late (the default)")
+      ->transform(CLI::CheckedTransformer(ways));
   app.add_option("--repeat", options.repeat, "Measured runs of each setting")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

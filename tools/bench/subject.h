@@ -44,6 +44,9 @@ class Subject {
           size_t threads, size_t chunk, size_t max_batch, size_t max_tokens, bool own_text,
           bool sublinear_head);
 
+  /// How the FFN of prompts is computed.
+  void SetFfnWay(FfnWay way) { transformer_.SetFfnWay(way); }
+
   /// Computes a prompt of `tokens` from an empty cache, logits of the last position included.
   Sample Prefill(size_t tokens);
 
