@@ -1,5 +1,7 @@
 #include "kernels/amx.h"
 
+#include <algorithm>
+
 #include "kernels/integer_rows.h"
 #include "kernels/quantized_test_util.h"
 
@@ -18,6 +20,25 @@ class AmxTest : public ::testing::Test {
   Random random_{21};
 };
 
+// Random weights of 8 bits.
+struct ByteWeights {
+  ByteWeights(Random& random, size_t num_rows, size_t num_cols, size_t row_stride)
+      : rows(num_rows), cols(num_cols), stride(row_stride), bytes(rows * stride), scales(rows) {
+    for (size_t r = 0; r < rows; ++r) {
+      int8_t* const row = bytes.data() + r * stride;
+      scales[r] = QuantizeWeightsI8(random.Floats(cols).data(), cols, row);
+      std::fill(row + RoundUp(cols, kAlignment), row + stride, int8_t{99});
+    }
+  }
+  TypedView view() const {
+    return {bytes.data(), DType::kI8, rows, cols, stride, scales.data(), nullptr};
+  }
+
+  const size_t rows, cols, stride;
+  Guarded<int8_t> bytes;
+  std::vector<float> scales;
+};
+
 struct Columns {
   Columns(size_t columns, size_t words)
       : memory(TileColumns::Words(columns, words)),
@@ -31,14 +52,8 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
     for (const size_t tokens : {1, 2, 7, 8, 9, 16, 17, 23, 24, 40, 304}) {
       const bool outlying = random_.Below(3) > 0;
       const size_t rows = 1 + random_.Below(130);
-      const size_t stride = RoundUp(cols, kAlignment);
-      Guarded<int8_t> bytes(rows * stride);
-      std::vector<float> row_scales(rows);
-      for (size_t r = 0; r < rows; ++r) {
-        row_scales[r] =
-            QuantizeWeightsI8(random_.Floats(cols).data(), cols, bytes.data() + r * stride);
-      }
-      const TypedView w{bytes.data(), DType::kI8, rows, cols, stride, row_scales.data()};
+      const ByteWeights weights(random_, rows, cols, RoundUp(cols, kAlignment));
+      const TypedView w = weights.view();
 
       GuardedRows rounded(tokens, cols);
       const QuantizedRows& x = rounded.view();
@@ -73,14 +88,8 @@ TEST_F(AmxTest, SumsOfAllRowsHaveTheBitsOfThoseOfListedOnes) {
   for (const size_t cols : {64, 192, 320}) {
     for (const size_t tokens : {1, 31, 32, 70}) {
       const size_t rows = 1 + random_.Below(200);
-      const size_t stride = cols + 64;
-      Guarded<int8_t> bytes(rows * stride);
-      std::vector<float> row_scales(rows);
-      for (size_t r = 0; r < rows; ++r) {
-        row_scales[r] =
-            QuantizeWeightsI8(random_.Floats(stride).data(), stride, bytes.data() + r * stride);
-      }
-      const TypedView w{bytes.data(), DType::kI8, rows, cols, stride, row_scales.data()};
+      const ByteWeights weights(random_, rows, cols, cols + 64);
+      const TypedView w = weights.view();
       const size_t padded = RoundUp(tokens, kAmxSumRows);
       const size_t depth = RoundUp(rows, kAlignment);
       Guarded<int8_t> coefficients(padded * depth), scratch(AmxSumBytes(rows, cols));

@@ -241,23 +241,26 @@ HWY_INLINE Four WithoutOffset(hn::Vec<hn::FixedTag<int32_t, 4>> sums, int32_t x_
   return hn::ConvertTo(FourTag(), hn::Sub(sums, hn::Set(di, 128 * x_sum)));
 }
 
+// Adds the products of x with the bytes at `at` of four rows of 8-bit weights, plus 128.
+HWY_INLINE void AddBytes(const TileRows& w, size_t at, hn::Vec<SignedByteTag> x, SumVec& s0,
+                         SumVec& s1, SumVec& s2, SumVec& s3) {
+  const ByteTag du8;
+  const auto row = [&](const uint8_t* r)
+                       HWY_ATTR { return hn::Xor(hn::LoadU(du8, r + at), hn::Set(du8, 0x80)); };
+  s0 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r0), x, s0);
+  s1 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r1), x, s1);
+  s2 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r2), x, s2);
+  s3 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r3), x, s3);
+}
+
 // The sums of the high plane with four rows of 8-bit weights.
 HWY_NOINLINE Four HighSumsI8(const Token& x, const TileRows& w) {
   const SumTag ds;
-  const ByteTag du8;
-  const SignedByteTag di8;
-  const size_t bytes = hn::Lanes(du8);
-  const auto flip = hn::Set(du8, 0x80);
+  const size_t bytes = hn::Lanes(ByteTag());
   SumVec h0 = hn::Zero(ds), h1 = h0, h2 = h0, h3 = h0;
   ForHighBlocks(x.high_blocks, x.high_words, [&](size_t block) HWY_ATTR {
     for (size_t i = block * kHighBlock; i < (block + 1) * kHighBlock; i += bytes) {
-      const auto high = hn::LoadU(di8, x.high + i);
-      const auto row = [&](const uint8_t* r)
-                           HWY_ATTR { return hn::Xor(hn::LoadU(du8, r + i), flip); };
-      h0 = hn::SumOfMulQuadAccumulate(ds, row(w.r0), high, h0);
-      h1 = hn::SumOfMulQuadAccumulate(ds, row(w.r1), high, h1);
-      h2 = hn::SumOfMulQuadAccumulate(ds, row(w.r2), high, h2);
-      h3 = hn::SumOfMulQuadAccumulate(ds, row(w.r3), high, h3);
+      AddBytes(w, i, hn::LoadU(SignedByteTag(), x.high + i), h0, h1, h2, h3);
     }
   });
   return WithoutOffset(SumsOfFour(h0, h1, h2, h3), x.high_sum);
@@ -291,20 +294,11 @@ struct FetchQueued {
 template <class FetchFn>
 HWY_INLINE Four SumI8(const Token& x, const TileRows& w, const FetchFn& fetch, size_t k) {
   const SumTag ds;
-  const ByteTag du8;
-  const SignedByteTag di8;
-  const size_t bytes = hn::Lanes(du8);
-  const auto flip = hn::Set(du8, 0x80);
+  const size_t bytes = hn::Lanes(ByteTag());
   SumVec a0 = hn::Zero(ds), a1 = a0, a2 = a0, a3 = a0;
   for (size_t i = 0; i < k; i += bytes) {
     fetch(i);
-    const auto low = hn::LoadU(di8, x.low + i);
-    const auto row = [&](const uint8_t* r)
-                         HWY_ATTR { return hn::Xor(hn::LoadU(du8, r + i), flip); };
-    a0 = hn::SumOfMulQuadAccumulate(ds, row(w.r0), low, a0);
-    a1 = hn::SumOfMulQuadAccumulate(ds, row(w.r1), low, a1);
-    a2 = hn::SumOfMulQuadAccumulate(ds, row(w.r2), low, a2);
-    a3 = hn::SumOfMulQuadAccumulate(ds, row(w.r3), low, a3);
+    AddBytes(w, i, hn::LoadU(SignedByteTag(), x.low + i), a0, a1, a2, a3);
   }
   return JoinPlanes(x, w, SumsOfFour(a0, a1, a2, a3));
 }
