@@ -32,12 +32,12 @@ class GuardedRows {
   QuantizedRows view_;
 };
 
-/// Values of which every fortieth or so is too large for a byte if the others are to be told apart;
-/// their blocks alternate with some that have none.
+/// Values of which some are too large for a byte if the others are to be told apart, in one block
+/// of three.
 inline std::vector<float> FloatsWithOutliers(Random& random, size_t n) {
   std::vector<float> x = random.Floats(n);
   for (size_t i = 0; i < n; ++i) {
-    if (i / kHighBlock % 2 == 0 && random.Below(20) == 0) x[i] *= 30.0f;
+    if (i / kHighBlock % 3 == 0 && random.Below(20) == 0) x[i] *= 30.0f;
   }
   return x;
 }
