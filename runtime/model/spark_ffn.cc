@@ -130,7 +130,10 @@ void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_ro
 bool SparkFfn::ChooseDense(size_t num_rows) {
   constexpr size_t kManyRows = 128;
   constexpr uint32_t kTryOther = 16;  // one choice in so many is for what was slower of late
-  if (way_ != FfnWay::kMeasured) return way_ == FfnWay::kDense;
+  if (way_ != FfnWay::kMeasured) {
+    measured_ = nullptr;
+    return way_ == FfnWay::kDense;
+  }
   if (measured_ != nullptr) {
     double seconds = 0;
     for (const WorkerScratch& scratch : scratch_) seconds = std::max(seconds, scratch.seconds);
@@ -167,14 +170,23 @@ size_t SparkFfn::TakeRange(size_t num_rows) {
 
 void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
                    const MatView& up, const MatView& out) {
-  const auto start = std::chrono::steady_clock::now();
-  if (dense_step_) {
-    RunDense(worker, weights, input, num_rows, out);
-  } else {
+  if (!MayBeDense(num_rows)) {
     RunSparse(worker, weights, input, num_rows, up, out);
+  } else {
+    const auto start = std::chrono::steady_clock::now();
+    if (dense_step_) {
+      RunDense(worker, weights, input, num_rows, out);
+    } else {
+      RunSparse(worker, weights, input, num_rows, up, out);
+    }
+    scratch_[worker.index()].seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  scratch_[worker.index()].seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!integer_down_) return;
+  const IndexRange share = worker.Share(num_rows);
+  for (size_t row = share.begin; row < share.end; ++row) {
+    kernels::ToColumnOrder(config_.hidden_size, out.Row(row));
+  }
 }
 
 void SparkFfn::RunSparse(Worker& worker, const LayerWeights& weights, const Input& input,
@@ -207,10 +219,6 @@ void SparkFfn::RunSparse(Worker& worker, const LayerWeights& weights, const Inpu
       AddRange(worker, part, [&](size_t row) { return out.Row(row); });
     }
   }
-  if (!integer_down_) return;
-  for (size_t row = share.begin; row < share.end; ++row) {
-    kernels::ToColumnOrder(config_.hidden_size, out.Row(row));
-  }
 }
 
 // Every neuron's part of a step of many rows: first the workers share the ranges, then the columns
@@ -234,11 +242,7 @@ void SparkFfn::RunDense(Worker& worker, const LayerWeights& weights, const Input
                              scratch, out);
     }
   }
-  worker.Barrier();
-  const IndexRange rows = worker.Share(num_rows);
-  for (size_t row = rows.begin; row < rows.end; ++row) {
-    kernels::ToColumnOrder(config_.hidden_size, out.Row(row));
-  }
+  worker.Barrier();  // a row's columns are several workers'
 }
 
 // The coefficients of a range, zeros where a neuron is not active.

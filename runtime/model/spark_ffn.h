@@ -102,7 +102,7 @@ class SparkFfn {
     Matrix dense_up;               // [kDenseRows, the widest range]
     Matrix dense_down;             // of int8: kDenseCols columns of a range of down_proj
     kernels::RowFetcher fetcher;
-    double seconds = 0;  // of the last Run
+    double seconds = 0;  // of the last Run of a step that may be dense
   };
 
   // Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows
