@@ -505,11 +505,12 @@ TEST_F(EngineTest, CancelFreesMemoryAndNeighboursDoNotNotice) {
   auto alone = Submit(*engine, Request(77, 30, 100));
   alone->Wait();
 
-  Engine::RequestHandle handle = 0;
   auto neighbour = Submit(*engine, Request(77, 30, 100));
-  auto victim = Submit(*engine, Request(78, 100, 150), &handle);
-  victim->WaitForTokens(3);
+  auto victim = std::make_shared<BlockingSink>();
+  const Engine::RequestHandle handle = engine->Submit(Request(78, 100, 150), victim).value();
+  victim->entered.wait();
   engine->Cancel(handle);
+  victim->release.count_down();
   EXPECT_EQ(victim->Wait().reason, FinishReason::kCancelled);
   EXPECT_LT(victim->tokens().size(), 150u);
   EXPECT_EQ(neighbour->Wait().reason, FinishReason::kLength);
@@ -532,10 +533,11 @@ TEST_F(EngineTest, SleepsWhereNothingIsLeft) {
   };
   CountingClock clock;
   auto engine = Make({.clock = &clock});
-  Engine::RequestHandle handle = 0;
-  auto sink = Submit(*engine, Request(1, 20, 200), &handle);
-  sink->WaitForTokens(1);
+  auto sink = std::make_shared<BlockingSink>();
+  const Engine::RequestHandle handle = engine->Submit(Request(1, 20, 200), sink).value();
+  sink->entered.wait();
   engine->Cancel(handle);
+  sink->release.count_down();
   EXPECT_EQ(sink->Wait().reason, FinishReason::kCancelled);
   EXPECT_TRUE(engine->FinishDrain(absl::InfiniteFuture()));
   const int before = clock.looks;
@@ -543,42 +545,34 @@ TEST_F(EngineTest, SleepsWhereNothingIsLeft) {
   EXPECT_LE(clock.looks, before + 10) << "what is left of the last turn";
 }
 
-TEST_F(EngineTest, DeadlinesEndWaitingAndRunning) {
+TEST_F(EngineTest, DeadlinesEndWaiting) {
   ManualClock clock;
   auto engine = Make({.max_batch_size = 1, .clock = &clock});
-  GenerationRequest slow = Request(1, 10, 200);
-  slow.deadline = clock.Now() + absl::Seconds(1);
-  auto running = Submit(*engine, slow);
-  running->WaitForTokens(1);
+  auto running = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(Request(1, 10, 20), running).ok());
+  running->entered.wait();
   GenerationRequest late = Request(2, 10, 5);
   late.deadline = clock.Now();
   auto expired = Submit(*engine, late);
+  running->release.count_down();
   EXPECT_EQ(expired->Wait().reason, FinishReason::kDeadlineExceeded);
   EXPECT_EQ(expired->tokens().size(), 0u);
+  EXPECT_NE(running->Wait().reason, FinishReason::kDeadlineExceeded);
+}
+
+TEST_F(EngineTest, DeadlinesEndRunning) {
+  ManualClock clock;
+  auto engine = Make({.max_batch_size = 1, .clock = &clock});
+  GenerationRequest slow = Request(1, 10, 20);
+  slow.deadline = clock.Now() + absl::Seconds(1);
+  auto running = std::make_shared<BlockingSink>();
+  ASSERT_TRUE(engine->Submit(slow, running).ok());
+  running->entered.wait();
   clock.Advance(absl::Seconds(1));
-  // Unless it was quicker than this thread, which 200 steps are not by far on any machine we know.
+  running->release.count_down();
   EXPECT_EQ(running->Wait().reason, FinishReason::kDeadlineExceeded);
   EXPECT_GE(running->Wait().timings.total, absl::Seconds(1));
 }
-
-// A sink that holds the engine's thread at its first delta until released.
-class BlockingSink final : public GenerationSink {
- public:
-  void OnDelta(TokenDelta) override {
-    if (first_) {
-      first_ = false;
-      entered.count_down();
-      release.wait();
-    }
-  }
-  void OnFinish(GenerationResult) override { done.count_down(); }
-  std::latch entered{1};
-  std::latch release{1};
-  std::latch done{1};
-
- private:
-  bool first_ = true;
-};
 
 TEST_F(EngineTest, QueueBoundsRefuseBeforeAnyWork) {
   auto engine = Make({.max_batch_size = 1, .max_queue_requests = 2, .max_queue_tokens = 30});
@@ -613,11 +607,12 @@ TEST_F(EngineTest, QueueBoundsRefuseBeforeAnyWork) {
 // Cancelled while a step runs: the next step is without it, and its memory is free by then.
 TEST_F(EngineTest, CancelledLeavesBeforeTheNextStep) {
   auto engine = Make();
-  Engine::RequestHandle handle = 0;
-  auto victim = Submit(*engine, Request(1, 40, 200), &handle);
-  victim->WaitForTokens(1);
+  auto victim = std::make_shared<BlockingSink>();
+  const Engine::RequestHandle handle = engine->Submit(Request(1, 40, 200), victim).value();
+  victim->entered.wait();
   auto blocker = std::make_shared<BlockingSink>();
   ASSERT_TRUE(engine->Submit(Request(2, 4, 3), blocker).ok());
+  victim->release.count_down();
   blocker->entered.wait();  // in the middle of a step of both
   size_t steps = 0;
   {
@@ -626,7 +621,7 @@ TEST_F(EngineTest, CancelledLeavesBeforeTheNextStep) {
   }
   engine->Cancel(handle);
   blocker->release.count_down();
-  blocker->done.wait();
+  blocker->Wait();
   MutexLock lock(&observer_.mutex_);
   ASSERT_GT(observer_.history.size(), steps + 1);
   EXPECT_EQ(observer_.history[steps].sequences, 2u);
@@ -756,12 +751,19 @@ TEST_F(EngineTest, DrainFinishesOrCancels) {
   std::thread releaser([&] { blocker->release.count_down(); });
   EXPECT_FALSE(engine->FinishDrain(absl::InfinitePast()));
   releaser.join();
-  blocker->done.wait();
+  blocker->Wait();
 }
 
 TEST_F(EngineTest, DestructionEndsWhatRuns) {
   auto engine = Make({.max_batch_size = 1});
-  auto running = Submit(*engine, Request(1, 5, 250));
+  class SlowSink final : public RecordingSink {
+    void OnDelta(TokenDelta delta) override {
+      RecordingSink::OnDelta(std::move(delta));
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+  };
+  auto running = std::make_shared<SlowSink>();
+  ASSERT_TRUE(engine->Submit(Request(1, 5, 250), running).ok());
   auto waiting = Submit(*engine, Request(2, 5, 250));
   running->WaitForTokens(1);
   engine.reset();
@@ -843,7 +845,7 @@ TEST_F(EngineTest, WatchdogSeesAStuckStep) {
   clock.Advance(absl::Seconds(2));
   EXPECT_FALSE(engine->MakingProgress(absl::Seconds(1)));
   blocker->release.count_down();
-  blocker->done.wait();
+  blocker->Wait();
 }
 
 TEST_F(EngineTest, ManyClientsSubmitAndCancelAtOnce) {
