@@ -22,6 +22,7 @@ struct RowActivity {
 struct LayerActivity {
   std::span<const RowActivity> rows;  // [rows of the step]
   uint32_t ffn_union = 0;             // neurons that at least one row needed
+  uint32_t ffn_read = 0;              // neurons whose weights were read: those, or all
 };
 
 /// What the output head did for one row that wanted logits.

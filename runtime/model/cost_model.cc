@@ -49,8 +49,8 @@ Cost CostModel::LayerFlops(const RowActivity& row) const {
                      flops_per_attended_ * (visible - row.attended)};
 }
 
-Cost CostModel::LayerBytes(size_t ffn_union) const {
-  const double read = static_cast<double>(ffn_union);
+Cost CostModel::LayerBytes(size_t ffn_read) const {
+  const double read = static_cast<double>(ffn_read);
   return {.performed = dense_bytes_ + bytes_per_neuron_ * read,
           .skipped = bytes_per_neuron_ * (neurons_ - read)};
 }

@@ -42,9 +42,8 @@ class CostModel {
     return head_flops_ + (head.screened ? head_flops_per_row_ * head.exact : 0.0);
   }
 
-  /// Bytes of weights that one layer reads in a step, each once, when `ffn_union` neurons are
-  /// needed.
-  Cost LayerBytes(size_t ffn_union) const;
+  /// Bytes of weights that one layer reads in a step, each once, with those of so many neurons.
+  Cost LayerBytes(size_t ffn_read) const;
   /// Bytes of the KV cache that one token reads in one layer: what is scored once a key/value head,
   /// what is attended once a query head in a Spark model (heads of a group seldom keep the same
   /// positions) and once a key/value head in a dense one (they keep all).

@@ -79,6 +79,11 @@ class SparkFfn {
   uint32_t union_size(size_t num_rows) const {
     return num_rows == 1 ? num_active_[0] : union_size_.load(std::memory_order_relaxed);
   }
+  /// For worker 0 after Run: of how many neurons the weights were read.
+  uint32_t num_read(size_t num_rows) const {
+    return MayBeDense(num_rows) && dense_step_ ? static_cast<uint32_t>(config_.intermediate_size)
+                                               : union_size(num_rows);
+  }
 
  private:
   // A part of a step: which weights and inputs, whose rows, which range of neurons.

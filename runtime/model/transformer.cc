@@ -213,14 +213,15 @@ void Transformer::ListRows(std::span<const SequenceSlice> batch) {
     if (screened) screened_top_k_.push_back(head_top_k_[i]);
   }
   head_activity_.assign(head_rows_.size(), HeadActivity());
+  const auto neurons = static_cast<uint32_t>(config_.intermediate_size);
   for (size_t layer = 0; layer < config_.num_layers; ++layer) {
     const std::span<RowActivity> rows(&row_activity_[layer * rows_.size()], rows_.size());
     for (size_t row = 0; row < rows_.size(); ++row) {
       const size_t position = rows_[row].position;
       rows[row].visible = static_cast<uint32_t>(position + 1 - FirstVisible(layer, position));
-      rows[row].ffn_active = static_cast<uint32_t>(config_.intermediate_size);
+      rows[row].ffn_active = neurons;
     }
-    layer_activity_[layer] = {rows, static_cast<uint32_t>(config_.intermediate_size)};
+    layer_activity_[layer] = {rows, neurons, neurons};
   }
 }
 
@@ -416,7 +417,10 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
     input.floats = View(normed_, 0, num_rows, r, config_.hidden_size - r);
   }
   ffn_->Run(worker, w, input, num_rows, Writable(up_, num_rows), Writable(projected_, num_rows));
-  if (worker.index() == 0) layer_activity_[layer].ffn_union = ffn_->union_size(num_rows);
+  if (worker.index() == 0) {
+    layer_activity_[layer].ffn_union = ffn_->union_size(num_rows);
+    layer_activity_[layer].ffn_read = ffn_->num_read(num_rows);
+  }
   EndPhase(worker, Phase::kSparseFfn);
   // AddNormed takes the same share of the rows: what it reads was written by the same worker.
 }

@@ -368,6 +368,9 @@ TEST(Transformer, EachWeightRowIsReadOnce) {
         if (all) expected.assign(config.intermediate_size, 1.0);  // they share all neurons
         EXPECT_THAT(counter.reads(layer.up_proj), Pointwise(DoubleNear(1e-9), expected));
         EXPECT_THAT(counter.reads(layer.down_proj), Pointwise(DoubleNear(1e-9), expected));
+        const LayerActivity& activity = runner.transformer.activity()[0];
+        EXPECT_LT(activity.ffn_union, expected.size());
+        EXPECT_EQ(activity.ffn_read, all ? expected.size() : activity.ffn_union);
       }
     }
   }

@@ -462,7 +462,7 @@ void EngineCore::Report(absl::Duration duration) {
   Cost bytes = runner_->cost().HeadBytes(runner_->head_activity());
   for (const LayerActivity& layer : report.layers) {
     for (const RowActivity& row : layer.rows) flops += runner_->cost().LayerFlops(row);
-    bytes += runner_->cost().LayerBytes(layer.ffn_union);
+    bytes += runner_->cost().LayerBytes(layer.ffn_read);
   }
   report.flops_performed = flops.performed;
   report.flops_skipped = flops.skipped;

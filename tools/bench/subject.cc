@@ -79,7 +79,7 @@ void Subject::AddStepCost(Sample* sample) const {
     sample->flops_per_token += cost_.HeadFlops(head);
   }
   for (const LayerActivity& layer : transformer_.activity()) {
-    sample->bytes_per_token += cost_.LayerBytes(layer.ffn_union).performed;
+    sample->bytes_per_token += cost_.LayerBytes(layer.ffn_read).performed;
     sample->scattered_per_token += cost_.ScatteredBytes(layer.ffn_union);
     for (const RowActivity& row : layer.rows) {
       sample->flops_per_token += cost_.LayerFlops(row).performed;
