@@ -1,6 +1,7 @@
 #include "tools/bench/machine.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -82,7 +83,8 @@ ComputeSpeed MeasureCompute(WorkerPool& pool) {
 
 MemorySpeed MeasureMemory(WorkerPool& pool) {
   constexpr size_t kRowBytes = 2560;
-  constexpr size_t kRows = (size_t{1} << 30) / kRowBytes;
+  constexpr size_t kRows = (size_t{2} << 30) / kRowBytes;  // past L3 caches, as a model is
+  constexpr uint32_t kLists = 12;                          // a twelfth is 8%
   Matrix memory(kRows, kRowBytes, kernels::DType::kI8);
   const void* const data = memory.view().data;
   std::atomic<uint32_t> sink{0};  // keeps the sums, hence the reads
@@ -94,14 +96,17 @@ MemorySpeed MeasureMemory(WorkerPool& pool) {
                              (share.end - share.begin) * kRowBytes);
   });
 
+  // Every pass reads rows that no pass before it has read: the same ones again would be in L3.
   std::mt19937 engine(1);
-  std::bernoulli_distribution active(0.08);
-  std::vector<uint32_t> rows;
-  for (uint32_t row = 0; row < kRows; ++row) {
-    if (active(engine)) rows.push_back(row);
-  }
-  speed.gather = BestRate(pool, static_cast<double>(rows.size() * kRowBytes), [&](Worker& worker) {
-    const IndexRange share = worker.Share(rows.size());
+  std::uniform_int_distribution<uint32_t> any_list(0, kLists - 1);
+  std::array<std::vector<uint32_t>, kLists> lists;
+  for (uint32_t row = 0; row < kRows; ++row) lists[any_list(engine)].push_back(row);
+  constexpr size_t kListRows = kRows / kLists * 9 / 10;  // each has more
+  std::atomic<size_t> runs{0};
+  speed.gather = BestRate(pool, static_cast<double>(kListRows * kRowBytes), [&](Worker& worker) {
+    const size_t pass = runs++ / worker.team_size();
+    const std::vector<uint32_t>& rows = lists[pass % kLists];
+    const IndexRange share = worker.Share(kListRows);
     sink ^= kernels::ReadRows(data, kRowBytes, &rows[share.begin], share.end - share.begin);
   });
   return speed;
