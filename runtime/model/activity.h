@@ -8,6 +8,7 @@
 #include <span>
 
 #include "runtime/checkpoint/weights.h"
+#include "runtime/threading/worker_pool.h"
 
 namespace firesteel {
 
@@ -46,6 +47,15 @@ class ActivityProbe {
   virtual void OnWeightRow(const Matrix& /*weights*/, size_t /*worker*/, size_t /*row*/,
                            size_t /*begin*/, size_t /*end*/) {}
 };
+
+/// Tells `probe`, if there is one, of the columns `cols` of the rows `rows`.
+inline void TellRows(ActivityProbe* probe, const Worker& worker, const Matrix& weights,
+                     IndexRange rows, IndexRange cols) {
+  if (probe == nullptr) return;
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    probe->OnWeightRow(weights, worker.index(), row, cols.begin, cols.end);
+  }
+}
 
 }  // namespace firesteel
 

@@ -235,8 +235,8 @@ void SparkFfn::RunDense(Worker& worker, const LayerWeights& weights, const Input
     const size_t end = std::min(begin + kDenseCols, share.end);
     for (size_t range = 0; range < num_ranges_; ++range) {
       const IndexRange neurons = Neurons(range);
-      TellAll(worker, input, weights.down_proj, neurons,
-              {begin, std::min(end, weights.down_proj.cols())});
+      TellRows(input.probe, worker, weights.down_proj, neurons,
+               {begin, std::min(end, weights.down_proj.cols())});
       const kernels::ByteRows c = DenseCoefficients(range, num_rows);
       kernels::AmxSumColumns(c, Rows(weights.down_proj.view(), neurons), begin, end, range > 0,
                              scratch, out);
@@ -255,7 +255,7 @@ void SparkFfn::DenseUp(const Worker& worker, const LayerWeights& weights, const 
   const kernels::ByteRows out = DenseCoefficients(range, num_rows);
   for (size_t first = 0; first < num_rows; first += kDenseRows) {
     const size_t count = std::min(kDenseRows, num_rows - first);
-    TellAll(worker, input, weights.up_proj, neurons, {0, weights.up_proj.cols()});
+    TellRows(input.probe, worker, weights.up_proj, neurons, {0, weights.up_proj.cols()});
     kernels::AmxMatMul(input.integers.From(first, count), input.tiles.From(first), w, 0, w.rows,
                        {RowOf(scratch.dense_up, 0), count, w.rows, up.stride});
     for (size_t row = first; row < first + count; ++row) {
@@ -462,14 +462,6 @@ void SparkFfn::Tell(const Worker& worker, const Part& part, const Matrix& weight
   for (size_t j = list.begin; j < list.end; ++j) {
     part.input.probe->OnWeightRow(weights, worker.index(), active_[row * stride_ + j], cols.begin,
                                   cols.end);
-  }
-}
-
-void SparkFfn::TellAll(const Worker& worker, const Input& input, const Matrix& weights,
-                       IndexRange rows, IndexRange cols) {
-  if (input.probe == nullptr) return;
-  for (size_t row = rows.begin; row < rows.end; ++row) {
-    input.probe->OnWeightRow(weights, worker.index(), row, cols.begin, cols.end);
   }
 }
 

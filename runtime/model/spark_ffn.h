@@ -148,8 +148,6 @@ class SparkFfn {
   }
   void Tell(const Worker& worker, const Part& part, const Matrix& weights, size_t row,
             IndexRange list, IndexRange cols) const;
-  static void TellAll(const Worker& worker, const Input& input, const Matrix& weights,
-                      IndexRange rows, IndexRange cols);
   IndexRange Neurons(size_t range) const;
   float* RangeSum(size_t row, size_t range);
   void AddRangeSum(size_t range, const float* sum, float* out) const;

@@ -251,7 +251,7 @@ void Transformer::Project(Worker& worker, DenseInput& input, const Matrix& weigh
 // prompt takes the matrix units, however few rows the step has of it.
 void Transformer::Multiply(const Worker& worker, DenseInput& input, const Matrix& weight,
                            IndexRange share, Matrix& output) {
-  Tell(worker, weight, share);
+  TellRows(probe_, worker, weight, share, {0, weight.cols()});
   if (compute_ == ComputeType::kInteger) {
     return MultiplyIntegers(input.integer, rows_.size(), weight, share, output);
   }
@@ -390,7 +390,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   const size_t num_rows = rows_.size();
   const IndexRange neurons = worker.Share(config_.intermediate_size, kRowGrain);
   if (compute_ == ComputeType::kInteger) {
-    Tell(worker, w.gate_proj, neurons);
+    TellRows(probe_, worker, w.gate_proj, neurons, {0, w.gate_proj.cols()});
     MultiplyIntegers(predictor_input_, num_rows, w.gate_proj, neurons, gate_);
   } else {
     Multiply(worker, normed_, w.gate_proj, neurons, gate_);  // its columns are fewer
@@ -535,14 +535,6 @@ void Transformer::NormRow(size_t row, const std::vector<float>& norm, Block next
     if (ffn_->MayBeDense(rows_.size())) rest_input_.Tile(row);
   } else {
     RoundRow(normed_, row, rows_.size());
-  }
-}
-
-// Tells the probe, if there is one, which rows of a matrix are read next.
-void Transformer::Tell(const Worker& worker, const Matrix& weight, IndexRange rows) const {
-  if (probe_ == nullptr) return;
-  for (size_t row = rows.begin; row < rows.end; ++row) {
-    probe_->OnWeightRow(weight, worker.index(), row, 0, weight.cols());
   }
 }
 

@@ -154,7 +154,6 @@ class Transformer {
   // What one row needs inside those steps.
   void NormRow(size_t row, const std::vector<float>& norm, Block next);
   void AttendHeads(Worker& worker, size_t layer, size_t row, size_t first_head, size_t heads);
-  void Tell(const Worker& worker, const Matrix& weight, IndexRange rows) const;
   void CountAttended(size_t layer, size_t row);
 
   void EndPhase(Worker& worker, Phase phase);
