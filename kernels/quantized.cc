@@ -241,16 +241,18 @@ HWY_INLINE Four WithoutOffset(hn::Vec<hn::FixedTag<int32_t, 4>> sums, int32_t x_
   return hn::ConvertTo(FourTag(), hn::Sub(sums, hn::Set(di, 128 * x_sum)));
 }
 
+// A vector of 8-bit weights plus 128.
+HWY_INLINE hn::Vec<ByteTag> LoadFlipped(const uint8_t* w) {
+  return hn::Xor(hn::LoadU(ByteTag(), w), hn::Set(ByteTag(), 0x80));
+}
+
 // Adds the products of x with the bytes at `at` of four rows of 8-bit weights, plus 128.
 HWY_INLINE void AddBytes(const TileRows& w, size_t at, hn::Vec<SignedByteTag> x, SumVec& s0,
                          SumVec& s1, SumVec& s2, SumVec& s3) {
-  const ByteTag du8;
-  const auto row = [&](const uint8_t* r)
-                       HWY_ATTR { return hn::Xor(hn::LoadU(du8, r + at), hn::Set(du8, 0x80)); };
-  s0 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r0), x, s0);
-  s1 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r1), x, s1);
-  s2 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r2), x, s2);
-  s3 = hn::SumOfMulQuadAccumulate(SumTag(), row(w.r3), x, s3);
+  s0 = hn::SumOfMulQuadAccumulate(SumTag(), LoadFlipped(w.r0 + at), x, s0);
+  s1 = hn::SumOfMulQuadAccumulate(SumTag(), LoadFlipped(w.r1 + at), x, s1);
+  s2 = hn::SumOfMulQuadAccumulate(SumTag(), LoadFlipped(w.r2 + at), x, s2);
+  s3 = hn::SumOfMulQuadAccumulate(SumTag(), LoadFlipped(w.r3 + at), x, s3);
 }
 
 // The sums of the high plane with four rows of 8-bit weights.
@@ -316,17 +318,15 @@ HWY_NOINLINE void PairTileI8(const Token& x0, const Token& x1, const TileRows& w
                              const FetchFn& fetch, size_t k, const float* row_scales,
                              float* HWY_RESTRICT y0, float* HWY_RESTRICT y1) {
   const SumTag ds;
-  const ByteTag du8;
   const SignedByteTag di8;
-  const size_t bytes = hn::Lanes(du8);
-  const auto flip = hn::Set(du8, 0x80);
+  const size_t bytes = hn::Lanes(di8);
   SumVec a0 = hn::Zero(ds), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   for (size_t i = 0; i < k; i += bytes) {
     fetch(i);
     const auto low0 = hn::LoadU(di8, x0.low + i);
     const auto low1 = hn::LoadU(di8, x1.low + i);
     const auto add = [&](const uint8_t* row, SumVec& a, SumVec& b) HWY_ATTR {
-      const auto u = hn::Xor(hn::LoadU(du8, row + i), flip);
+      const auto u = LoadFlipped(row + i);
       a = hn::SumOfMulQuadAccumulate(ds, u, low0, a);
       b = hn::SumOfMulQuadAccumulate(ds, u, low1, b);
     };
@@ -530,9 +530,8 @@ HWY_INLINE size_t StreamI8(const Token& x, const TypedView& w, size_t row_begin,
     SumVec s0 = hn::Zero(SumTag()), s1 = s0;
     const auto add = [&](size_t i, SumVec& sum) HWY_ATTR {
       if (i % kAlignment == 0) FetchToL2(p + i + kAhead);
-      const auto bytes = hn::Xor(hn::LoadU(ByteTag(), p + i), hn::Set(ByteTag(), 0x80));
       const auto low = hn::LoadU(SignedByteTag(), x.low + i);
-      sum = hn::SumOfMulQuadAccumulate(SumTag(), bytes, low, sum);
+      sum = hn::SumOfMulQuadAccumulate(SumTag(), LoadFlipped(p + i), low, sum);
     };
     size_t i = 0;
     for (; i + 4 * lanes <= k; i += 4 * lanes) {
