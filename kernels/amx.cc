@@ -5,20 +5,13 @@
 #include <vector>
 
 #include "hwy/targets.h"
+#include "kernels/amx-inl.h"
 #include "kernels/simd_target.h"
 
-#if HWY_ARCH_X86_64 && defined(__linux__)
+#if FIRESTEEL_HAVE_AMX
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#define FIRESTEEL_HAVE_AMX 1
-#define FIRESTEEL_AMX                                                                             \
-  __attribute__((                                                                                 \
-      target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma," \
-             "prfchw")))
-#else
-#define FIRESTEEL_HAVE_AMX 0
 #endif
 
 namespace firesteel::kernels {
@@ -54,16 +47,6 @@ namespace {
 constexpr size_t kManyTokens = 24;
 // Rows of a tile of weights.
 constexpr size_t kTileRows = 16;
-constexpr size_t kTileWordsTotal = kTileWords * kTileColumns;
-
-// The operand of ldtilecfg: eight tiles of up to 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 bool CpuAndSystemAllow() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -105,32 +88,6 @@ FIRESTEEL_AMX void MultiplyRows(const uint8_t* w, size_t row_stride, const int32
   }
   _tile_stored(0, sums[0].values, 64);
   if constexpr (kTwo) _tile_stored(1, sums[1].values, 64);
-}
-
-// out[c][r] = in[r][c].
-FIRESTEEL_AMX inline void Transpose(const __m512i (&in)[16], __m512i (&out)[16]) {
-  __m512i a[16], b[16];
-  for (size_t i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(in[i], in[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(in[i], in[i + 1]);
-  }
-  for (size_t i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-  // a[4g + c] holds, in its 128-bit part p, rows 4g … 4g + 3 of column 4p + c.
-  for (size_t c = 0; c < 4; ++c) {
-    const __m512i low02 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
-    const __m512i low13 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xDD);
-    const __m512i high02 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
-    const __m512i high13 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xDD);
-    out[c] = _mm512_shuffle_i32x4(low02, high02, 0x88);
-    out[4 + c] = _mm512_shuffle_i32x4(low13, high13, 0x88);
-    out[8 + c] = _mm512_shuffle_i32x4(low02, high02, 0xDD);
-    out[12 + c] = _mm512_shuffle_i32x4(low13, high13, 0xDD);
-  }
 }
 
 // The blocks of the high plane that some of up to 32 tokens has.

@@ -1,8 +1,12 @@
 #include "kernels/attention.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 
+#include "kernels/amx.h"
+#include "kernels/amx_attention.h"
 #include "kernels/statistical_topk.h"
 
 // clang-format off
@@ -88,6 +92,77 @@ size_t FirstLargest(const float* scores, size_t n) {
   }
   return best;
 }
+
+// A query of a prompt that sees at most so many positions multiplies the rest of all keys, and all
+// values, with weights of zero where a position is not kept: up to here tiles are faster than
+// reading what was kept row by row.
+constexpr size_t kTiledPositions = 2048;
+
+// The parts of AttendPrompt's scratch, each aligned to 64 bytes.
+struct PromptScratch {
+  PromptScratch(std::byte* scratch, const AttentionShape& shape, size_t positions)
+      : rest_dims(shape.head_dim - shape.predictor_dim),
+        blocks(positions / kKvBlockTokens + 2),
+        tiled_blocks(std::min(blocks, (kTiledPositions + kMaxPromptRows) / kKvBlockTokens + 2)),
+        score_stride(blocks * kKvBlockTokens + kApart),
+        tiled_stride(tiled_blocks * kKvBlockTokens),
+        at_(scratch) {
+    predictor_keys = Take<std::byte>(blocks * KeyTileBytes(shape.predictor_dim));
+    rest_of_keys = Take<std::byte>(tiled_blocks * KeyTileBytes(rest_dims));
+    values = Take<std::byte>(tiled_blocks * ValueTileBytes(shape.head_dim));
+    queries = Split(shape.head_dim);
+    scores = {Take<float>(kTileQueries * score_stride), kTileQueries, score_stride, score_stride};
+    const size_t gate_stride = tiled_stride + kApart;
+    gates = {Take<float>(kTileQueries * gate_stride), kTileQueries, gate_stride, gate_stride};
+    weights = Split(tiled_stride);
+    sums = {Take<float>(kTileQueries * shape.head_dim), kTileQueries, shape.head_dim,
+            shape.head_dim};
+    const size_t list = AttentionScratch::ListFloats(positions);
+    kept_weights = Take<float>(list);
+    kept_gates = Take<float>(list);
+    kept_high = Take<BF16>(list);
+    kept_low = Take<BF16>(list);
+    indices = Take<uint32_t>(list);
+  }
+
+  size_t Bytes(const std::byte* scratch) const { return static_cast<size_t>(at_ - scratch); }
+
+  size_t rest_dims;
+  size_t blocks;        // that the rows of a call may see
+  size_t tiled_blocks;  // the same of rows that see at most kTiledPositions
+  size_t score_stride;
+  size_t tiled_stride;
+  std::byte* predictor_keys;
+  std::byte* rest_of_keys;
+  std::byte* values;
+  SplitRows queries;
+  MatView scores;
+  MatView gates;
+  SplitRows weights;
+  MatView sums;
+  // Of one query, of kept positions:
+  float* kept_weights;
+  float* kept_gates;
+  BF16* kept_high;
+  BF16* kept_low;
+  uint32_t* indices;
+
+ private:
+  // Rows of scores lie apart by other than a multiple of a page, whose lines are of one set.
+  static constexpr size_t kApart = kAlignment / sizeof(float);
+
+  template <typename T>
+  T* Take(size_t count) {
+    T* const part = reinterpret_cast<T*>(at_);
+    at_ += RoundUp(count * sizeof(T), kAlignment);
+    return part;
+  }
+  SplitRows Split(size_t stride) {
+    BF16* const high = Take<BF16>(kTileQueries * stride);
+    return {high, Take<BF16>(kTileQueries * stride), stride};
+  }
+  std::byte* at_;
+};
 
 }  // namespace
 }  // namespace firesteel::kernels
@@ -441,6 +516,140 @@ void AttendImpl(const AttentionShape& shape, const float* queries, size_t heads,
          kept_stride);
 }
 
+// The weights of one query's kept positions, `indices` of its scores [n], to its row of the split
+// weights from element `at` on. `gates` are the products with the rest of all keys.
+void WeighTiled(const AttentionShape& shape, const PromptScratch& parts, size_t query, size_t at,
+                const float* scores, size_t n, const uint32_t* indices, size_t count) {
+  float* const weights = parts.kept_weights;
+  float* const gates = parts.kept_gates;
+  for (size_t j = 0; j < count; ++j) weights[j] = scores[indices[j]];
+  SoftmaxImpl(weights, count, weights);
+  if (shape.spark()) {
+    const float* const all = parts.gates.Row(query) + at;
+    for (size_t j = 0; j < count; ++j) gates[j] = all[indices[j]];
+    ScaleSoftCapImpl(gates, shape.scale, 0.0f, count, gates);
+    SoftplusImpl(gates, count, gates);
+    Map2(hn::ScalableTag<float>(), weights, gates, count, weights,
+         [](auto a, auto b) HWY_ATTR { return hn::Mul(a, b); });
+  }
+  BF16* const high = parts.weights.high + query * parts.weights.stride + at;
+  BF16* const low = parts.weights.low + query * parts.weights.stride + at;
+  if (count == n) return SplitToBF16(weights, n, high, low);
+  SplitToBF16(weights, count, parts.kept_high, parts.kept_low);
+  for (size_t j = 0; j < count; ++j) {
+    high[indices[j]] = parts.kept_high[j];
+    low[indices[j]] = parts.kept_low[j];
+  }
+}
+
+// The rows [begin, end) of `rows`, whose heads are the queries of one tile. `first_block` is the
+// first one in tiles; rows before `tiled_end` see at most kTiledPositions.
+void AttendGroup(const AttentionShape& shape, size_t heads, const PromptRows& rows, size_t begin,
+                 size_t end, size_t tiled_end, const BlockView<BF16>& view, size_t first_block,
+                 const double* quantiles, const PromptScratch& parts, uint32_t* kept,
+                 size_t kept_stride) {
+  const size_t dim = shape.head_dim;
+  const size_t block = rows.Begin(begin) / kKvBlockTokens;
+  const auto blocks_to = [&](size_t i) {
+    return (rows.first + i - 1) / kKvBlockTokens + 1 - block;
+  };
+  for (size_t q = 0; q < kTileQueries; ++q) {
+    BF16* const high = parts.queries.high + q * dim;
+    BF16* const low = parts.queries.low + q * dim;
+    if (const size_t i = begin + q / heads; i < end) {
+      SplitToBF16(rows.queries + i * rows.query_stride + q % heads * dim, dim, high, low);
+    } else {
+      std::memset(high, 0, dim * sizeof(BF16));
+      std::memset(low, 0, dim * sizeof(BF16));
+    }
+  }
+  AmxDots(parts.queries,
+          parts.predictor_keys + (block - first_block) * KeyTileBytes(shape.predictor_dim),
+          blocks_to(end), shape.predictor_dim, parts.scores);
+  const size_t own_tiled_end = std::clamp(tiled_end, begin, end);
+  const size_t tiled_blocks = own_tiled_end > begin ? blocks_to(own_tiled_end) : 0;
+  if (tiled_blocks > 0) {
+    if (shape.spark()) {
+      SplitRows rest = parts.queries;
+      rest.high += shape.predictor_dim;
+      rest.low += shape.predictor_dim;
+      AmxDots(rest, parts.rest_of_keys + (block - first_block) * KeyTileBytes(parts.rest_dims),
+              tiled_blocks, parts.rest_dims, parts.gates);
+    }
+    for (size_t q = 0; q < kTileQueries; ++q) {
+      const size_t bytes = tiled_blocks * kKvBlockTokens * sizeof(BF16);
+      std::memset(parts.weights.high + q * parts.weights.stride, 0, bytes);
+      std::memset(parts.weights.low + q * parts.weights.stride, 0, bytes);
+    }
+  }
+  for (size_t i = begin; i < end; ++i) {
+    const size_t visible = rows.Begin(i);
+    const size_t n = rows.first + i + 1 - visible;
+    const size_t at = visible - block * kKvBlockTokens;
+    for (size_t h = 0; h < heads; ++h) {
+      const size_t query = (i - begin) * heads + h;
+      float* const scores = parts.scores.Row(query) + at;
+      uint32_t* const indices =
+          kept != nullptr ? kept + (i * heads + h) * kept_stride : parts.indices;
+      ScaleSoftCapImpl(scores, shape.scale, shape.softcap, n, scores);
+      const double quantile = quantiles != nullptr ? quantiles[n] : 0.0;
+      const size_t count = Select(shape, scores, n, quantile, indices);
+      rows.num_kept[i * heads + h] = count;
+      if (i < own_tiled_end) {
+        WeighTiled(shape, parts, query, at, scores, n, indices, count);
+        if (kept == nullptr) continue;
+        for (size_t j = 0; j < count; ++j) indices[j] += static_cast<uint32_t>(visible);
+        continue;
+      }
+      WeighKept(rows.queries + i * rows.query_stride + h * dim, view, visible, scores, count,
+                indices, parts.kept_gates, parts.kept_weights);
+      float* const out = rows.out + i * rows.out_stride + h * dim;
+      WeightedValues<1>(
+          parts.kept_weights, parts.kept_weights, count,
+          [&](size_t j) { return view.Value(indices[j]); }, dim, out, out);
+    }
+  }
+  if (tiled_blocks == 0) return;
+  AmxValues(parts.weights, parts.values + (block - first_block) * ValueTileBytes(dim), tiled_blocks,
+            dim, parts.sums);
+  for (size_t i = begin; i < own_tiled_end; ++i) {
+    for (size_t h = 0; h < heads; ++h) {
+      std::memcpy(rows.out + i * rows.out_stride + h * dim, parts.sums.Row((i - begin) * heads + h),
+                  dim * sizeof(float));
+    }
+  }
+}
+
+void AttendPromptImpl(const AttentionShape& shape, size_t heads, const PromptRows& rows,
+                      const std::byte* const* blocks, size_t offset, const double* quantiles,
+                      std::byte* scratch, uint32_t* kept, size_t kept_stride) {
+  const BlockView<BF16> view{shape, blocks, offset};
+  const size_t end = rows.first + rows.count;
+  const size_t first_block = rows.Begin(0) / kKvBlockTokens;
+  const PromptScratch parts(scratch, shape, end - first_block * kKvBlockTokens);
+  size_t tiled_end = 0;
+  while (tiled_end < rows.count &&
+         rows.first + tiled_end + 1 - rows.Begin(tiled_end) <= kTiledPositions) {
+    ++tiled_end;
+  }
+  for (size_t block = first_block; block * kKvBlockTokens < end; ++block) {
+    const std::byte* const from = blocks[block] + offset;
+    const size_t to = block - first_block;
+    TilePredictorKeys(shape, from, parts.predictor_keys + to * KeyTileBytes(shape.predictor_dim));
+    if (block * kKvBlockTokens >= rows.first + tiled_end || tiled_end == 0) continue;
+    if (shape.spark()) {
+      TileRestOfKeys(shape, from, parts.rest_of_keys + to * KeyTileBytes(parts.rest_dims));
+    }
+    TileValues(shape, from, end - block * kKvBlockTokens,
+               parts.values + to * ValueTileBytes(shape.head_dim));
+  }
+  const size_t step = kTileQueries / heads;
+  for (size_t i = 0; i < rows.count; i += step) {
+    AttendGroup(shape, heads, rows, i, std::min(i + step, rows.count), tiled_end, view, first_block,
+                quantiles, parts, kept, kept_stride);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace firesteel::kernels
 HWY_AFTER_NAMESPACE();
@@ -449,6 +658,7 @@ HWY_AFTER_NAMESPACE();
 namespace firesteel::kernels {
 
 HWY_EXPORT(AttendImpl);
+HWY_EXPORT(AttendPromptImpl);
 
 namespace {
 
@@ -494,6 +704,26 @@ void Attend(const AttentionShape& shape, const float* queries, size_t heads,
   HWY_DYNAMIC_DISPATCH(AttendImpl)
   (shape, queries, heads, blocks, offset, begin, end, quantile, scratch, out, num_kept, kept,
    kept_stride);
+}
+
+bool AttendsPrompts(const AttentionShape& shape, size_t heads) {
+  constexpr size_t kPart = 32;
+  return AmxAvailable() && shape.kv_dtype == DType::kBF16 && shape.head_dim % kPart == 0 &&
+         shape.predictor_dim % kPart == 0 && kTileQueries % heads == 0;
+}
+
+size_t PromptScratchBytes(const AttentionShape& shape, size_t positions) {
+  alignas(kAlignment) std::byte start;
+  return PromptScratch(&start, shape, positions).Bytes(&start);
+}
+
+void AttendPrompt(const AttentionShape& shape, size_t heads, const PromptRows& rows,
+                  const std::byte* const* blocks, size_t offset, const double* quantiles,
+                  std::byte* scratch, uint32_t* kept, size_t kept_stride) {
+  HWY_DASSERT(AttendsPrompts(shape, heads));
+  HWY_DASSERT(0 < rows.count && rows.count <= kMaxPromptRows);
+  HWY_DYNAMIC_DISPATCH(AttendPromptImpl)
+  (shape, heads, rows, blocks, offset, quantiles, scratch, kept, kept_stride);
 }
 
 }  // namespace firesteel::kernels

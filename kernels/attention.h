@@ -72,6 +72,42 @@ void Attend(const AttentionShape& shape, const float* queries, size_t heads,
             double quantile, float* scratch, float* out, size_t* num_kept, uint32_t* kept,
             size_t kept_stride);
 
+/// Neighbouring positions of a prompt, and where their queries and outputs are: those of position
+/// `first` + i at i · query_stride and i · out_stride floats, [heads, head_dim] each.
+struct PromptRows {
+  size_t first = 0;
+  size_t count = 0;   // at most kMaxPromptRows
+  size_t window = 0;  // positions that one sees, itself among them; 0: all up to itself
+  const float* queries = nullptr;
+  size_t query_stride = 0;
+  float* out = nullptr;
+  size_t out_stride = 0;
+  size_t* num_kept = nullptr;  // [count, heads]
+
+  size_t Begin(size_t i) const {
+    const size_t end = first + i + 1;
+    return window != 0 && end > window ? end - window : 0;
+  }
+};
+inline constexpr size_t kMaxPromptRows = 64;
+
+/// Whether AttendPrompt may be called: on a CPU with AMX, for a cache of bf16 and heads whose parts
+/// are multiples of 32.
+bool AttendsPrompts(const AttentionShape& shape, size_t heads);
+
+/// Bytes of scratch, 64-byte aligned, that AttendPrompt needs where at most `positions` are
+/// visible.
+size_t PromptScratchBytes(const AttentionShape& shape, size_t positions);
+
+/// What Attend gives for each of `rows`, on the matrix unit (kernels/amx_attention.h): products to
+/// within 2^-16 of their factors, in an order of sums of their own. blocks, offset, kept (of row i
+/// and head h at (i · heads + h) · kept_stride) and thread safety as there; quantiles[n] is
+/// NormalQuantile(1 − top_k/n). The bits of an output depend on its query and on what it sees, not
+/// on the rows that it is computed with. All rows' keys and values must have been stored.
+void AttendPrompt(const AttentionShape& shape, size_t heads, const PromptRows& rows,
+                  const std::byte* const* blocks, size_t offset, const double* quantiles,
+                  std::byte* scratch, uint32_t* kept, size_t kept_stride);
+
 }  // namespace firesteel::kernels
 
 #endif  // FIRESTEEL_KERNELS_ATTENTION_H_

@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include "kernels/amx.h"
 #include "kernels/reference.h"
 #include "kernels/statistical_topk.h"
 #include "kernels/test_util.h"
@@ -40,6 +41,14 @@ class Cache {
     }
   }
 
+  // Forgets the positions from `n` on: their slots hold NaN again.
+  void Truncate(size_t n) {
+    keys.resize(n * shape_.head_dim);
+    values.resize(n * shape_.head_dim);
+    n_ = n;
+    Store();
+  }
+
   struct Result {
     std::vector<float> out;
     std::vector<uint32_t> kept;
@@ -73,6 +82,36 @@ class Cache {
     }
     return results;
   }
+  // The last `count` positions as rows of a prompt, with queries [count, heads, head_dim]: results
+  // in their order. A row sees at most `window` positions (0: all).
+  std::vector<Result> RunPrompt(const std::vector<float>& queries, size_t heads, size_t count,
+                                size_t window) const {
+    const size_t dim = shape_.head_dim, width = heads * dim, end = begin_ + n_;
+    const size_t stride = end + kCompactionSlack, out_stride = width + 5;
+    std::vector<double> quantiles(end + 1);
+    for (size_t n = shape_.top_k + 1; shape_.top_k > 0 && n <= end; ++n) {
+      quantiles[n] =
+          NormalQuantile(1.0 - static_cast<double>(shape_.top_k) / static_cast<double>(n));
+    }
+    Guarded<std::byte> scratch(PromptScratchBytes(shape_, end));
+    Guarded<float> out(count * out_stride);
+    Guarded<uint32_t> kept(count * heads * stride);
+    Guarded<size_t> num_kept(count * heads);
+    const PromptRows rows{end - count, count,      window,     queries.data(),
+                          width,       out.data(), out_stride, num_kept.data()};
+    AttendPrompt(shape_, heads, rows, pointers_.data(), offset_, quantiles.data(), scratch.data(),
+                 kept.data(), stride);
+    EXPECT_TRUE(scratch.GuardsIntact() && out.GuardsIntact() && kept.GuardsIntact() &&
+                num_kept.GuardsIntact());
+    std::vector<Result> results;
+    for (size_t i = 0; i < count * heads; ++i) {
+      const float* const sums = out.data() + i / heads * out_stride + i % heads * dim;
+      const uint32_t* const list = kept.data() + i * stride;
+      results.push_back({{sums, sums + dim}, {list, list + num_kept[i]}});
+    }
+    return results;
+  }
+
   Result Run(const std::vector<float>& query, double quantile, size_t count) const {
     return RunHeads(query, quantile, count).front();
   }
@@ -84,7 +123,8 @@ class Cache {
 
  private:
   const AttentionShape shape_;
-  const size_t begin_, offset_, n_;
+  const size_t begin_, offset_;
+  size_t n_;
   std::vector<std::unique_ptr<Guarded<std::byte>>> memory_;
   std::vector<const std::byte*> pointers_;
 };
@@ -395,6 +435,111 @@ TEST_P(AttentionTest, ValuesThatAreNotFiniteKeepOnePosition) {
     EXPECT_EQ(cache.Run(query, static_cast<double>(kInf)).kept.size(), 1u);
     EXPECT_EQ(cache.Run(query, -static_cast<double>(kInf)).kept.size(), 50u);
   }
+}
+
+class PromptAttentionTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!AmxAvailable()) GTEST_SKIP() << "no AMX here";
+  }
+  static AttentionShape BF16Spark(size_t head_dim, size_t predictor_dim, size_t top_k) {
+    AttentionShape shape = Spark(head_dim, predictor_dim, top_k);
+    shape.kv_dtype = DType::kBF16;
+    return shape;
+  }
+  Random random_{7};
+};
+
+// Factors are split into two bf16, which adds to the errors of f32 sums.
+TEST_F(PromptAttentionTest, MatchesReference) {
+  struct Case {
+    AttentionShape shape;
+    size_t heads, positions, rows, window;
+  };
+  size_t compared = 0, ties = 0;
+  for (const Case& c :
+       {Case{BF16Spark(64, 32, 24), 2, 130, 64, 0}, Case{BF16Spark(64, 32, 24), 1, 40, 40, 0},
+        Case{BF16Spark(256, 128, 16), 2, 100, 33, 37}, Case{BF16Spark(96, 32, 1000), 4, 150, 19, 0},
+        Case{BF16Spark(32, 32, 0), 2, 100, 50, 41}, Case{BF16Spark(64, 32, 100), 2, 2060, 20, 0},
+        Case{BF16Spark(64, 32, 100), 2, 4500, 10, 2200},
+        Case{BF16Spark(64, 64, 0), 2, 2060, 20, 0}}) {
+    ASSERT_TRUE(AttendsPrompts(c.shape, c.heads));
+    Cache cache(c.shape, random_, c.positions, 0, 32);
+    const size_t dim = c.shape.head_dim;
+    const auto queries = random_.Floats(c.rows * c.heads * dim, 2.0f);
+    const auto results = cache.RunPrompt(queries, c.heads, c.rows, c.window);
+    for (size_t i = 0; i < results.size(); ++i) {
+      const size_t end = c.positions - c.rows + i / c.heads + 1;
+      const size_t begin = c.window != 0 && end > c.window ? end - c.window : 0;
+      const auto from = static_cast<std::ptrdiff_t>(begin * dim);
+      const auto to = static_cast<std::ptrdiff_t>(end * dim);
+      const std::vector<float> query(&queries[i * dim], &queries[i * dim] + dim);
+      const auto expected = reference::Attend(
+          c.shape, query, {cache.keys.begin() + from, cache.keys.begin() + to},
+          {cache.values.begin() + from, cache.values.begin() + to}, Quantile(c.shape, end - begin));
+      const double split = 2.0 * std::ldexp(1.0, -17) / kEps;
+      const double error = ScoreTolerance(c.shape, query, cache) * split;
+      if (c.shape.top_k > 0 && end - begin > c.shape.top_k && Margin(expected) <= error) {
+        ++ties;
+        continue;
+      }
+      ++compared;
+      ASSERT_EQ(results[i].kept, Shifted(expected.kept, begin)) << "row " << i / c.heads;
+      const double tolerance = OutTolerance(c.shape, query, cache, results[i].kept.size()) * split;
+      ASSERT_LE(WorstError(results[i].out, expected.out, [&](size_t) { return tolerance; }), 1.0)
+          << "row " << i / c.heads << " of " << c.positions;
+    }
+  }
+  EXPECT_LT(ties, compared / 4);
+}
+
+TEST_F(PromptAttentionTest, RowsTogetherGiveTheBitsOfEachAlone) {
+  struct Case {
+    AttentionShape shape;
+    size_t heads, positions, window;
+  };
+  for (const Case& c :
+       {Case{BF16Spark(64, 32, 24), 2, 130, 0}, Case{BF16Spark(64, 32, 24), 4, 130, 50},
+        Case{BF16Spark(64, 64, 0), 1, 70, 0}, Case{BF16Spark(64, 32, 100), 2, 2070, 0}}) {
+    const size_t rows = 61, width = c.heads * c.shape.head_dim;
+    const auto queries = random_.Floats(rows * width, 2.0f);
+    Random whole_keys(3);
+    // The same positions, fewer and fewer of them: those behind a row were not stored yet.
+    const auto together =
+        Cache(c.shape, whole_keys, c.positions).RunPrompt(queries, c.heads, rows, c.window);
+    for (const size_t part : {1, 7}) {
+      for (size_t first = 0; first < rows; first += part) {
+        const size_t count = std::min(part, rows - first);
+        Random keys(3);
+        Cache cache(c.shape, keys, c.positions);
+        const size_t end = c.positions - rows + first + count;
+        cache.Truncate(end);
+        const auto from = static_cast<std::ptrdiff_t>(first * width);
+        const auto to = static_cast<std::ptrdiff_t>((first + count) * width);
+        const auto alone = cache.RunPrompt({queries.begin() + from, queries.begin() + to}, c.heads,
+                                           count, c.window);
+        for (size_t i = 0; i < alone.size(); ++i) {
+          const auto& expected = together[first * c.heads + i];
+          ASSERT_EQ(alone[i].kept, expected.kept);
+          ASSERT_TRUE(SameBits(alone[i].out, expected.out)) << first << " + " << i;
+        }
+      }
+    }
+    // The comparison can fail.
+    auto other = queries;
+    other[0] += 1.0f;
+    Random keys(3);
+    EXPECT_FALSE(
+        SameBits(Cache(c.shape, keys, c.positions).RunPrompt(other, c.heads, rows, c.window)[0].out,
+                 together[0].out));
+  }
+}
+
+TEST_F(PromptAttentionTest, OtherCachesAreLeftToAttend) {
+  EXPECT_FALSE(AttendsPrompts(Spark(64, 32, 24), 2));      // f32
+  EXPECT_FALSE(AttendsPrompts(BF16Spark(72, 32, 24), 2));  // not whole tiles
+  EXPECT_FALSE(AttendsPrompts(BF16Spark(64, 20, 24), 2));
+  EXPECT_FALSE(AttendsPrompts(BF16Spark(64, 32, 24), 3));
 }
 
 // Every element of a block is a known one of the position that was stored, and no other is touched.

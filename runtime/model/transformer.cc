@@ -41,7 +41,8 @@ MatView Writable(Matrix& matrix, size_t rows) { return Writable(matrix, IndexRan
 struct Transformer::WorkerScratch {
   Matrix attention;              // [1, AttentionScratchFloats(heads of a KV head, context)]
   std::vector<uint32_t> kept;    // [heads of a KV head, context + slack]
-  std::vector<size_t> num_kept;  // [heads of a KV head]
+  std::vector<size_t> num_kept;  // [kMaxPromptRows, heads of a KV head]
+  Matrix prompt_attention;       // bytes: PromptScratchBytes(context), where tiles attend
 };
 
 Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeType compute,
@@ -55,6 +56,8 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
       tiles_((compute_ == ComputeType::kBF16 || weights_->types.Has(DType::kI8)) &&
              kernels::AmxAvailable()),
       attention_(AttentionShapeOf(config_, kv_dtype)),
+      prompt_attention_(
+          tiles_ && kernels::AttendsPrompts(attention_, config_.num_heads / config_.num_kv_heads)),
       predictor_rope_(attention_.predictor_dim, config_.max_position_embeddings,
                       config_.rope_theta),
       rest_rope_(attention_.spark() ? std::make_unique<RopeTable>(
@@ -95,7 +98,10 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     const size_t heads = config_.num_heads / config_.num_kv_heads;
     scratch_.push_back({Matrix(1, kernels::AttentionScratchFloats(heads, context), DType::kF32),
                         std::vector<uint32_t>(heads * (context + kernels::kCompactionSlack)),
-                        std::vector<size_t>(heads)});
+                        std::vector<size_t>(kernels::kMaxPromptRows * heads), Matrix()});
+    if (!prompt_attention_) continue;
+    const size_t bytes = kernels::PromptScratchBytes(attention_, context);
+    scratch_.back().prompt_attention = Matrix(1, bytes, DType::kI8);
   }
 
   if (!config_.spark()) {
@@ -323,18 +329,92 @@ void Transformer::RotateAndStore(Worker& worker, size_t layer) {
   worker.Barrier();
 }
 
-// The query heads of a KV head go together, which reads its keys once, unless that leaves workers
-// without any. Tasks are dealt like cards: later rows of a chunk see more positions and cost more.
+// Tasks are dealt like cards: later rows of a chunk see more positions and cost more.
 void Transformer::AttendRows(Worker& worker, size_t layer) {
+  size_t turn = 0;  // of the workers
+  const auto is_mine = [&] { return turn++ % worker.team_size() == worker.index(); };
+  if (prompt_attention_) {
+    const size_t most = probe_ != nullptr ? 1 : MostPromptRows(worker.team_size());
+    for (size_t row = 0; row < rows_.size();) {
+      const size_t count = PromptRowsFrom(row, most);
+      for (size_t head = 0; count > 0 && head < config_.num_kv_heads; ++head) {
+        if (is_mine()) AttendPromptRows(worker, layer, row, count, head);
+      }
+      row += std::max<size_t>(count, 1);
+    }
+  }
+  // The query heads of a KV head go together, which reads its keys once, unless that leaves workers
+  // without any.
   const size_t heads = rows_.size() * config_.num_kv_heads >= worker.team_size()
                            ? config_.num_heads / config_.num_kv_heads
                            : 1;
-  const size_t per_row = config_.num_heads / heads;
-  const size_t tasks = rows_.size() * per_row;
-  for (size_t task = worker.index(); task < tasks; task += worker.team_size()) {
-    AttendHeads(worker, layer, task / per_row, task % per_row * heads, heads);
+  for (size_t row = 0; row < rows_.size(); ++row) {
+    if (prompt_attention_ && rows_[row].prompt) continue;
+    for (size_t head = 0; head < config_.num_heads; head += heads) {
+      if (is_mine()) AttendHeads(worker, layer, row, head, heads);
+    }
   }
   worker.Barrier();
+}
+
+// How many rows of a prompt make a task: many, as all need the same keys in the order of tiles, but
+// few enough for every worker to have some.
+size_t Transformer::MostPromptRows(size_t num_workers) const {
+  constexpr size_t kLeast = 8;
+  const size_t share = rows_.size() * config_.num_kv_heads / (2 * num_workers);
+  return std::clamp(share, kLeast, kernels::kMaxPromptRows);
+}
+
+// How many rows from `row` on, at most `most`, are neighbours in one prompt; 0 if that one is not
+// of a prompt.
+size_t Transformer::PromptRowsFrom(size_t row, size_t most) const {
+  const Row& first = rows_[row];
+  size_t count = 0;
+  while (count < most && row + count < rows_.size()) {
+    const Row& next = rows_[row + count];
+    if (!next.prompt || next.blocks != first.blocks || next.position != first.position + count) {
+      break;
+    }
+    ++count;
+  }
+  return count;
+}
+
+// The query heads of a KV head at neighbouring positions of a prompt.
+void Transformer::AttendPromptRows(const Worker& worker, size_t layer, size_t row, size_t count,
+                                   size_t kv_head) {
+  const size_t heads = config_.num_heads / config_.num_kv_heads;
+  const size_t first_head = kv_head * heads;
+  const size_t offset = first_head * config_.head_dim;
+  const bool sliding = config_.layer_types[layer] == AttentionKind::kSliding;
+  WorkerScratch& scratch = scratch_[worker.index()];
+  const kernels::PromptRows rows{.first = rows_[row].position,
+                                 .count = count,
+                                 .window = sliding ? config_.sliding_window : 0,
+                                 .queries = RowOf(qkv_, row) + offset,
+                                 .query_stride = qkv_.view().stride,
+                                 .out = RowOf(attended_.f32, row) + offset,
+                                 .out_stride = attended_.f32.view().stride,
+                                 .num_kept = scratch.num_kept.data()};
+  const size_t kept_stride = config_.max_position_embeddings + kernels::kCompactionSlack;
+  kernels::AttendPrompt(attention_, heads, rows, rows_[row].blocks,
+                        (layer * config_.num_kv_heads + kv_head) * attention_.BlockBytes(),
+                        config_.spark() ? attention_quantiles_.data() : nullptr,
+                        static_cast<std::byte*>(scratch.prompt_attention.MutableRow(0)),
+                        probe_ != nullptr ? scratch.kept.data() : nullptr, kept_stride);
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t h = 0; h < heads; ++h) {
+      ReportKept(layer, row + i, first_head + h, scratch.num_kept[i * heads + h],
+                 &scratch.kept[h * kept_stride]);
+    }
+  }
+}
+
+// Notes how many positions a query head kept; a probe sees which.
+void Transformer::ReportKept(size_t layer, size_t row, size_t head, size_t count,
+                             const uint32_t* kept) {
+  kept_[row * config_.num_heads + head] = static_cast<uint32_t>(count);
+  if (probe_ != nullptr) probe_->OnAttended(layer, row, head, {kept, count});
 }
 
 // Heads [first_head, first_head + heads) of a row, all of the same KV head.
@@ -354,10 +434,7 @@ void Transformer::AttendHeads(Worker& worker, size_t layer, size_t row, size_t f
                   RowOf(attended_.f32, row) + first_head * dim, scratch.num_kept.data(),
                   probe_ != nullptr ? scratch.kept.data() : nullptr, kept_stride);
   for (size_t i = 0; i < heads; ++i) {
-    const size_t kept = scratch.num_kept[i];
-    kept_[row * config_.num_heads + first_head + i] = static_cast<uint32_t>(kept);
-    if (probe_ == nullptr) continue;
-    probe_->OnAttended(layer, row, first_head + i, {&scratch.kept[i * kept_stride], kept});
+    ReportKept(layer, row, first_head + i, scratch.num_kept[i], &scratch.kept[i * kept_stride]);
   }
 }
 

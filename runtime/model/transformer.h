@@ -154,6 +154,11 @@ class Transformer {
   // What one row needs inside those steps.
   void NormRow(size_t row, const std::vector<float>& norm, Block next);
   void AttendHeads(Worker& worker, size_t layer, size_t row, size_t first_head, size_t heads);
+  size_t MostPromptRows(size_t num_workers) const;
+  size_t PromptRowsFrom(size_t row, size_t most) const;
+  void AttendPromptRows(const Worker& worker, size_t layer, size_t row, size_t count,
+                        size_t kv_head);
+  void ReportKept(size_t layer, size_t row, size_t head, size_t count, const uint32_t* kept);
   void CountAttended(size_t layer, size_t row);
 
   void EndPhase(Worker& worker, Phase phase);
@@ -183,7 +188,8 @@ class Transformer {
   const size_t max_rows_;
   const bool tiles_;  // whether the CPU and the weights allow kernels/amx.h
   const kernels::AttentionShape attention_;
-  const RopeTable predictor_rope_;                    // of the first predictor_dim of a head
+  const bool prompt_attention_;     // what is of a prompt attends on the matrix unit
+  const RopeTable predictor_rope_;  // of the first predictor_dim of a head
   const std::unique_ptr<const RopeTable> rest_rope_;  // of the rest; null in a dense model
   std::vector<double> attention_quantiles_;  // [context + 1], by the number of visible positions
 

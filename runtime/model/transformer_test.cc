@@ -130,26 +130,39 @@ ModelConfig WideSpark() {
   return c;
 }
 
+// Heads whose prompts attend on the matrix unit, where there is one.
+ModelConfig TiledSpark() {
+  ModelConfig c = SmallSpark();
+  c.head_dim = 64;
+  c.query_pre_attn_scalar = 64;
+  c.attention_predictor_dim = 32;
+  return c;
+}
+
 std::vector<Variant> Variants() {
   const ModelConfig spark = SmallSpark();
   const auto types = [](const char* format) {
     return WeightFormat::Parse(format)->TypesOf(/*spark=*/true, DType::kBF16);
   };
-  return {{"spark f32 weights", spark, DType::kF32, ComputeType::kF32},
-          {"spark bf16 weights", spark, DType::kBF16, ComputeType::kF32},
-          {"spark bf16 compute", spark, DType::kBF16, ComputeType::kBF16},
-          {"dense", DenseTwin(spark), DType::kBF16, ComputeType::kF32},
-          {"dense bf16 compute", DenseTwin(spark), DType::kBF16, ComputeType::kBF16},
-          {"spark bf16 cache", spark, DType::kBF16, ComputeType::kF32, DType::kBF16},
-          {"dense bf16 cache", DenseTwin(spark), DType::kBF16, ComputeType::kF32, DType::kBF16},
-          {"wide spark", WideSpark(), DType::kBF16, ComputeType::kF32},
-          {"wide spark int8", WideSpark(), DType::kI8, ComputeType::kInteger},
-          {"spark int8", spark, DType::kI8, ComputeType::kInteger},
-          {"dense int8", DenseTwin(spark), DType::kI8, ComputeType::kInteger},
-          {"spark int4", spark, types("int4"), ComputeType::kInteger},
-          {"spark int4 rows", spark, DType::kI4, ComputeType::kInteger},
-          {"spark mixed", spark, types("int8,predictor=int4,head=int4"), ComputeType::kInteger},
-          {"dense int4", DenseTwin(spark), DType::kI4, ComputeType::kInteger}};
+  return {
+      {"spark f32 weights", spark, DType::kF32, ComputeType::kF32},
+      {"spark bf16 weights", spark, DType::kBF16, ComputeType::kF32},
+      {"spark bf16 compute", spark, DType::kBF16, ComputeType::kBF16},
+      {"dense", DenseTwin(spark), DType::kBF16, ComputeType::kF32},
+      {"dense bf16 compute", DenseTwin(spark), DType::kBF16, ComputeType::kBF16},
+      {"spark bf16 cache", spark, DType::kBF16, ComputeType::kF32, DType::kBF16},
+      {"dense bf16 cache", DenseTwin(spark), DType::kBF16, ComputeType::kF32, DType::kBF16},
+      {"wide spark", WideSpark(), DType::kBF16, ComputeType::kF32},
+      {"wide spark int8", WideSpark(), DType::kI8, ComputeType::kInteger},
+      {"spark int8", spark, DType::kI8, ComputeType::kInteger},
+      {"dense int8", DenseTwin(spark), DType::kI8, ComputeType::kInteger},
+      {"spark int4", spark, types("int4"), ComputeType::kInteger},
+      {"spark int4 rows", spark, DType::kI4, ComputeType::kInteger},
+      {"spark mixed", spark, types("int8,predictor=int4,head=int4"), ComputeType::kInteger},
+      {"dense int4", DenseTwin(spark), DType::kI4, ComputeType::kInteger},
+      {"tiled int8", TiledSpark(), DType::kI8, ComputeType::kInteger, DType::kBF16},
+      {"tiled bf16", TiledSpark(), DType::kBF16, ComputeType::kBF16, DType::kBF16},
+      {"tiled dense", DenseTwin(TiledSpark()), DType::kI8, ComputeType::kInteger, DType::kBF16}};
 }
 
 TEST(Transformer, ChunksAndThreadsDoNotChangeABit) {
@@ -230,6 +243,46 @@ TEST(Transformer, ABF16PromptTakesTheMatrixUnits) {
     runner.Append(logits[prompt ? 1 : 0]);
   }
   EXPECT_FALSE(SameBits(logits[0], logits[1]));
+}
+
+// So do the queries of a prompt, in whatever compute type has products on that unit. A step that
+// sees its active sets takes them row by row, with the same bits.
+TEST(Transformer, APromptAttendsOnTheMatrixUnits) {
+  if (!kernels::AmxAvailable()) GTEST_SKIP() << "no AMX here";
+  struct Probe : ActivityProbe {
+    void OnFfnActive(size_t, size_t, std::span<const uint32_t>) override {}
+    void OnAttended(size_t, size_t, size_t, std::span<const uint32_t> positions) override {
+      const std::lock_guard lock(mutex);
+      attended += positions.size();
+    }
+    std::mutex mutex;
+    size_t attended = 0;
+  };
+  Runner runner(TiledSpark(), DType::kI8, ComputeType::kInteger, DType::kBF16, 2);
+  const auto tokens = RandomTokens(100, 1, TiledSpark().vocab_size);
+  const KvLease lease = std::move(runner.cache->Lease(100)).value();
+  std::vector<float> generated, prompt, seen;
+  Probe probe;
+  for (auto [logits, is_prompt, sees] :
+       {std::tuple{&generated, false, false}, {&prompt, true, false}, {&seen, true, true}}) {
+    const SequenceSlice slice{tokens, 0, lease.blocks(), LogitRows::kAll, 0, is_prompt};
+    runner.transformer.Forward({&slice, 1}, sees ? &probe : nullptr);
+    runner.Append(*logits);
+  }
+  EXPECT_FALSE(SameBits(generated, prompt));
+  EXPECT_TRUE(SameBits(seen, prompt));
+  size_t attended = 0;
+  for (const LayerActivity& layer : runner.transformer.activity()) {
+    for (const RowActivity& row : layer.rows) attended += row.attended;
+  }
+  EXPECT_EQ(probe.attended, attended);
+  double difference = 0, square = 0;
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    difference += std::pow(static_cast<double>(prompt[i]) - static_cast<double>(generated[i]), 2);
+    square += std::pow(static_cast<double>(generated[i]), 2);
+  }
+  // Now and then a score is on the other side of a threshold.
+  EXPECT_LT(std::sqrt(difference / square), 0.05);
 }
 
 // Whether a prompt's FFN is computed for its active neurons or, on a matrix unit, for all, and on
