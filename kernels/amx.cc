@@ -227,13 +227,14 @@ FIRESTEEL_AMX inline void AddProduct() {
 
 // Sums of a panel with two blocks of columns. Meanwhile fetches rows [ahead_begin, ahead_end) of
 // the next panel into L2 and, to be written, the lines of y that the sums are for: both would
-// otherwise be waited for.
-template <bool kIntegers>
+// otherwise be waited for. Calls between() four times, for work of the vector units.
+template <bool kIntegers, class BetweenFn>
 FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* x, const int32_t* x1,
                                  size_t ahead_begin, size_t ahead_end, const MatView& y,
-                                 Sums (&sums)[4]) {
+                                 const BetweenFn& between, Sums (&sums)[4]) {
   const uint8_t* const lower =
       panel.num_rows > kTileRows ? panel.rows + kTileRows * panel.row_stride : panel.rows;
+  size_t calls = 0;
   ZeroSums();
   for (size_t i = 0; i < panel.depth; ++i) {
     for (size_t row = ahead_begin; row < ahead_end; ++row) {
@@ -252,7 +253,9 @@ FIRESTEEL_AMX void MultiplyPanel(const Panel& panel, const int32_t* x, const int
     _tile_loadd(5, lower + i * 64, panel.row_stride);
     AddProduct<kIntegers, 2, 5, 6>();
     AddProduct<kIntegers, 3, 5, 7>();
+    for (; 5 * i >= (calls + 1) * panel.depth && calls < 4; ++calls) between();
   }
+  for (; calls < 4; ++calls) between();
   StoreSums(sums);
 }
 
@@ -286,61 +289,51 @@ FIRESTEEL_AMX inline void StoreColumns(const __m512i (&rows)[16], size_t num_row
   }
 }
 
-// Stores what rows_of(half, block, rows) gives for each of a panel's four tiles of sums, the halves
-// of its rows times the two blocks of columns: 16 rows, for the tokens [begin, end) of its columns.
 constexpr size_t kPairTokens = 2 * kTileColumns;
-template <class RowsFn>
-FIRESTEEL_AMX void StorePanel(size_t num_rows, size_t begin, size_t end, const RowsFn& rows_of,
-                              const MatView& y) {
-  const size_t first = begin / kPairTokens * kPairTokens;
-  for (size_t half = 0; half * kTileRows < num_rows; ++half) {
-    for (size_t block = 0; block < 2; ++block) {
-      const size_t block_first = first + block * kTileColumns;
-      const size_t from = std::max(begin, block_first);
-      const size_t to = std::min(end, block_first + kTileColumns);
-      if (from >= to) continue;
-      __m512i rows[16];
-      rows_of(half, block, rows);
-      StoreColumns(rows, std::min(kTileRows, num_rows - half * kTileRows), from - block_first,
-                   to - block_first, {y.Row(from - begin) + half * kTileRows, 0, 0, y.stride});
-    }
-  }
-}
 
-// What is to be made of the sums of a panel with a pair of blocks of columns.
+// The sums of a panel with a pair of blocks of columns, and where they go.
+struct PanelSums {
+  Sums low[4];
+  Sums high[4];  // of integers, if `any_high`
+  bool any_high;
+  size_t row;       // of the weights: the panel's first
+  size_t num_rows;  // of the panel
+  size_t begin;     // tokens
+  size_t end;
+  MatView y;  // of those tokens and rows
+};
+
+// What is to be made of the sums of 16 rows and a block of columns, tile 2 · half + block.
 struct Integers {
   static constexpr bool kIntegers = true;
 
-  FIRESTEEL_AMX void Finish(const Sums (&low)[4], const Panel& panel, size_t row, size_t pair,
-                            size_t begin, size_t end, const MatView& y) const {
+  FIRESTEEL_AMX void AddHigh(const Panel& panel, size_t pair, PanelSums& sums) const {
     const HighBlocks& blocks = high_blocks[pair];
-    const bool any = blocks.num_words > 0;
-    Sums high[4];
-    if (any) {
-      const size_t block_words = tiles.depth * kTileWordsTotal;
-      const int32_t* const words = tiles.high + 2 * pair * block_words;
-      MultiplyHighPanel(panel, words, words + block_words, blocks, high);
-    }
-    const size_t first = begin / kPairTokens * kPairTokens;
-    const auto rows_of = [&](size_t half, size_t block, __m512i(&rows)[16]) FIRESTEEL_AMX {
-      const size_t token = first + block * kTileColumns;
-      const size_t tokens = std::min(kTileColumns, end - token);
-      const auto valid = static_cast<__mmask16>((1u << tokens) - 1);
-      const __m512 token_scales = _mm512_maskz_loadu_ps(valid, scales + token);
-      const size_t count = std::min(kTileRows, panel.num_rows - half * kTileRows);
-      for (size_t i = 0; i < 16; ++i) {
-        const size_t tile = 2 * half + block;
-        __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(low[tile].values[i]));
-        if (any) {
-          const __m512 upper = _mm512_cvtepi32_ps(_mm512_load_si512(high[tile].values[i]));
-          sum = _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0f), sum);
-        }
-        const float row_scale = i < count ? row_scales[row + half * kTileRows + i] : 0.0f;
-        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scale), token_scales);
-        rows[i] = _mm512_castps_si512(_mm512_mul_ps(sum, scale));
+    sums.any_high = blocks.num_words > 0;
+    if (!sums.any_high) return;
+    const size_t block_words = tiles.depth * kTileWordsTotal;
+    const int32_t* const words = tiles.high + 2 * pair * block_words;
+    MultiplyHighPanel(panel, words, words + block_words, blocks, sums.high);
+  }
+
+  FIRESTEEL_AMX void Scale(const PanelSums& sums, size_t half, size_t block,
+                           __m512i (&rows)[16]) const {
+    const size_t tile = 2 * half + block;
+    const size_t token = sums.begin / kPairTokens * kPairTokens + block * kTileColumns;
+    const size_t tokens = std::min(kTileColumns, sums.end - token);
+    const auto valid = static_cast<__mmask16>((1u << tokens) - 1);
+    const __m512 token_scales = _mm512_maskz_loadu_ps(valid, scales + token);
+    const size_t count = std::min(kTileRows, sums.num_rows - half * kTileRows);
+    for (size_t i = 0; i < 16; ++i) {
+      __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.low[tile].values[i]));
+      if (sums.any_high) {
+        const __m512 upper = _mm512_cvtepi32_ps(_mm512_load_si512(sums.high[tile].values[i]));
+        sum = _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0f), sum);
       }
-    };
-    StorePanel(panel.num_rows, begin, end, rows_of, y);
+      const float row_scale = i < count ? row_scales[sums.row + half * kTileRows + i] : 0.0f;
+      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scale), token_scales);
+      rows[i] = _mm512_castps_si512(_mm512_mul_ps(sum, scale));
+    }
   }
 
   const TileColumns& tiles;
@@ -352,16 +345,29 @@ struct Integers {
 struct Floats {
   static constexpr bool kIntegers = false;
 
-  FIRESTEEL_AMX void Finish(const Sums (&sums)[4], const Panel& panel, size_t /*row*/,
-                            size_t /*pair*/, size_t begin, size_t end, const MatView& y) const {
-    const auto rows_of = [&](size_t half, size_t block, __m512i(&rows)[16]) FIRESTEEL_AMX {
-      for (size_t i = 0; i < 16; ++i) {
-        rows[i] = _mm512_load_si512(sums[2 * half + block].values[i]);
-      }
-    };
-    StorePanel(panel.num_rows, begin, end, rows_of, y);
+  FIRESTEEL_AMX void AddHigh(const Panel& /*panel*/, size_t /*pair*/, PanelSums& /*sums*/) const {}
+  FIRESTEEL_AMX void Scale(const PanelSums& sums, size_t half, size_t block,
+                           __m512i (&rows)[16]) const {
+    for (size_t i = 0; i < 16; ++i) {
+      rows[i] = _mm512_load_si512(sums.low[2 * half + block].values[i]);
+    }
   }
 };
+
+// Brings one of the four tiles of a panel's sums to y.
+template <class Product>
+FIRESTEEL_AMX void StoreTile(const Product& product, const PanelSums& sums, size_t tile) {
+  const size_t half = tile / 2, block = tile % 2;
+  const size_t block_first = sums.begin / kPairTokens * kPairTokens + block * kTileColumns;
+  const size_t from = std::max(sums.begin, block_first);
+  const size_t to = std::min(sums.end, block_first + kTileColumns);
+  if (half * kTileRows >= sums.num_rows || from >= to) return;
+  __m512i rows[16];
+  product.Scale(sums, half, block, rows);
+  StoreColumns(rows, std::min(kTileRows, sums.num_rows - half * kTileRows), from - block_first,
+               to - block_first,
+               {sums.y.Row(from - sums.begin) + half * kTileRows, 0, 0, sums.y.stride});
+}
 
 // Many tokens. A panel of weights is multiplied with all of a group of tokens before the next: it
 // comes from memory once for them, and they stay in L2.
@@ -379,6 +385,14 @@ FIRESTEEL_AMX void MultiplyMany(const Product& product, const TileColumns& tiles
   size_t configured = kPanelRows;
   TileConfig config = ConfigOf(configured);
   _tile_loadconfig(&config);
+  // While the matrix unit multiplies a panel with a pair of blocks, the vector units bring what
+  // came of the one before to y.
+  PanelSums turns[2];
+  PanelSums* before = nullptr;
+  size_t stored = 0;  // tiles of it
+  const auto store_next = [&]() FIRESTEEL_AMX {
+    if (before != nullptr) StoreTile(product, *before, stored++);
+  };
   for (size_t first = token_begin / kPairTokens; first < pairs_end; first += group) {
     const size_t count = std::min(group, pairs_end - first);
     for (size_t row = row_begin; row < row_end; row += kPanelRows) {
@@ -393,13 +407,21 @@ FIRESTEEL_AMX void MultiplyMany(const Product& product, const TileColumns& tiles
         const size_t end = std::min(token_end, (first + i + 1) * kPairTokens);
         const int32_t* const words = tiles.words + 2 * (first + i) * block_words;
         const MatView out{y.Row(begin) + row, end - begin, panel.num_rows, y.stride};
-        Sums sums[4];
+        PanelSums& sums = turns[before == turns ? 1 : 0];
         MultiplyPanel<Product::kIntegers>(panel, words, words + block_words, kPanelRows * i / count,
-                                          kPanelRows * (i + 1) / count, out, sums);
-        product.Finish(sums, panel, row, first + i, begin, end, out);
+                                          kPanelRows * (i + 1) / count, out, store_next, sums.low);
+        product.AddHigh(panel, first + i, sums);
+        sums.row = row;
+        sums.num_rows = panel.num_rows;
+        sums.begin = begin;
+        sums.end = end;
+        sums.y = out;
+        before = &sums;
+        stored = 0;
       }
     }
   }
+  for (size_t tile = 0; tile < 4; ++tile) store_next();
   _tile_release();
 }
 
@@ -434,6 +456,32 @@ FIRESTEEL_AMX void Interleave(const TypedView& w, size_t col_begin, size_t col_e
   }
 }
 
+// The sums of two blocks of columns for up to kAmxSumRows tokens, and where they go.
+struct ColumnSums {
+  Sums sums[4];
+  size_t first;  // token
+  size_t end;
+  size_t col;
+};
+
+// Scales the sums of a quarter of the tokens and brings them to `out`.
+FIRESTEEL_AMX void StoreQuarter(const ColumnSums& from, size_t quarter, const float* scales,
+                                bool add, const MatView& out) {
+  constexpr size_t kRows = kAmxSumRows / 4;
+  for (size_t row = quarter * kRows; row < (quarter + 1) * kRows; ++row) {
+    const size_t t = from.first + row;
+    if (t >= from.end) return;
+    const __m512 scale = _mm512_set1_ps(scales[t]);
+    for (size_t half = 0; half < 2; ++half) {
+      const Sums& tile = from.sums[row / kTileRows * 2 + half];
+      float* const y = out.Row(t) + from.col + 16 * half;
+      const __m512i exact = _mm512_load_si512(tile.values[row % kTileRows]);
+      const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
+      _mm512_storeu_ps(y, add ? _mm512_add_ps(_mm512_loadu_ps(y), sum) : sum);
+    }
+  }
+}
+
 FIRESTEEL_AMX void SumColumns(const ByteRows& c, const TypedView& w, size_t col_begin,
                               size_t col_end, bool add, int8_t* scratch, const MatView& out) {
   const size_t depth = (w.rows + 63) / 64;
@@ -441,12 +489,16 @@ FIRESTEEL_AMX void SumColumns(const ByteRows& c, const TypedView& w, size_t col_
   Interleave(w, col_begin, col_end, scratch);
   const TileConfig config;
   _tile_loadconfig(&config);
+  // As for panels: the vector units are one turn behind.
+  ColumnSums turns[2];
+  ColumnSums* before = nullptr;
   // 32 columns of weights stay in L1 while the tokens pass.
   for (size_t col = col_begin; col < col_end; col += 32) {
     const int8_t* const w0 = scratch + (col - col_begin) / 16 * tile_column;
     for (size_t first = 0; first < c.rows; first += kAmxSumRows) {
       const size_t end = std::min(first + kAmxSumRows, c.rows);
       const int8_t* const c0 = c.Row(first);
+      size_t stored = 0;
       ZeroSums();
       for (size_t i = 0; i < depth; ++i) {
         for (size_t t = first + 4 * i; t < std::min(first + 4 * i + 4, end); ++t) {
@@ -461,21 +513,22 @@ FIRESTEEL_AMX void SumColumns(const ByteRows& c, const TypedView& w, size_t col_
         _tile_loadd(5, c0 + kTileRows * c.stride + i * 64, c.stride);
         _tile_dpbssd(2, 5, 6);
         _tile_dpbssd(3, 5, 7);
-      }
-      Sums sums[4];
-      StoreSums(sums);
-      for (size_t t = first; t < end; ++t) {
-        const __m512 scale = _mm512_set1_ps(c.scales[t]);
-        const size_t row = t - first;
-        for (size_t half = 0; half < 2; ++half) {
-          const Sums& tile = sums[row / kTileRows * 2 + half];
-          float* const y = out.Row(t) + col + 16 * half;
-          const __m512i exact = _mm512_load_si512(tile.values[row % kTileRows]);
-          const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
-          _mm512_storeu_ps(y, add ? _mm512_add_ps(_mm512_loadu_ps(y), sum) : sum);
+        for (; before != nullptr && stored < 4 && 5 * i >= (stored + 1) * depth; ++stored) {
+          StoreQuarter(*before, stored, c.scales, add, out);
         }
       }
+      for (; before != nullptr && stored < 4; ++stored) {
+        StoreQuarter(*before, stored, c.scales, add, out);
+      }
+      before = before == turns ? turns + 1 : turns;
+      StoreSums(before->sums);
+      before->first = first;
+      before->end = end;
+      before->col = col;
     }
+  }
+  for (size_t i = 0; before != nullptr && i < 4; ++i) {
+    StoreQuarter(*before, i, c.scales, add, out);
   }
   _tile_release();
 }
