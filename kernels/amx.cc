@@ -18,12 +18,16 @@ namespace firesteel::kernels {
 
 namespace {
 
+// The first word of a column; the next ones are kTileColumns apart.
+int32_t* ColumnOf(size_t column, size_t depth, int32_t* tiles) {
+  return tiles + column / kTileColumns * depth * kTileWords * kTileColumns + column % kTileColumns;
+}
+
 // Writes `bytes`, a multiple of four, to a column of tiles, zeros behind them.
 void SetColumn(const void* data, size_t bytes, size_t column, size_t depth, int32_t* tiles) {
   const auto* words = static_cast<const int32_t*>(data);
   const size_t count = bytes / sizeof(int32_t);
-  int32_t* const out =
-      tiles + column / kTileColumns * depth * kTileWords * kTileColumns + column % kTileColumns;
+  int32_t* const out = ColumnOf(column, depth, tiles);
   for (size_t i = 0; i < count; ++i) out[i * kTileColumns] = words[i];
   for (size_t i = count; i < depth * kTileWords; ++i) out[i * kTileColumns] = 0;
 }
@@ -32,7 +36,17 @@ void SetColumn(const void* data, size_t bytes, size_t column, size_t depth, int3
 
 void SetTileColumn(const QuantizedRows& x, size_t row, const TileColumns& tiles) {
   SetColumn(x.Low(row), x.plane, row, tiles.depth, tiles.words);
-  SetColumn(x.High(row), x.plane, row, tiles.depth, tiles.high);
+  static_assert(kHighBlock == 4 * kTileWords, "a tile each");
+  const auto* const words = reinterpret_cast<const int32_t*>(x.High(row));
+  int32_t* const column = ColumnOf(row, tiles.depth, tiles.high);
+  uint64_t* const before = tiles.high_blocks + row * tiles.HighWords();
+  for (size_t i = 0; i < tiles.HighWords(); ++i) before[i] |= x.HighBlocks(row)[i];
+  ForHighBlocks(before, tiles.HighWords(), [&](size_t block) {
+    for (size_t k = block * kTileWords; k < (block + 1) * kTileWords; ++k) {
+      column[k * kTileColumns] = words[k];
+    }
+  });
+  std::copy_n(x.HighBlocks(row), tiles.HighWords(), before);
 }
 
 void SetTileColumn(const BF16* x, size_t cols, size_t column, const TileColumns& tiles) {
@@ -101,7 +115,6 @@ struct HighBlocks {
       if (words[i] != 0) num_words = i + 1;
     }
   }
-  static_assert(kHighBlock == 4 * kTileWords, "a tile each");
   uint64_t words[kMaxQuantizedCols / kHighBlock / 64] = {};
   size_t num_words = 0;  // 0: none
 };

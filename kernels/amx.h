@@ -28,11 +28,15 @@ struct TileColumns {
   int32_t* words = nullptr;  // integers: the low plane
   size_t depth = 0;          // tiles along k
   int32_t* high = nullptr;   // integers: the high plane in the same order
+  uint64_t* high_blocks = nullptr;  // [columns, HighWords()]: bits of the tiles along k in which a
+                                    // column of `high` may be not zero
 
+  size_t HighWords() const { return (depth + 63) / 64; }
   /// The columns from `first` on, a multiple of kTileColumns.
   TileColumns From(size_t first) const {
     const size_t offset = first * depth * kTileWords;
-    return {words + offset, depth, high == nullptr ? nullptr : high + offset};
+    if (high == nullptr) return {words + offset, depth};
+    return {words + offset, depth, high + offset, high_blocks + first * HighWords()};
   }
   /// Tiles along k for columns of `words` words.
   static size_t Depth(size_t words) { return (words + kTileWords - 1) / kTileWords; }
@@ -47,7 +51,8 @@ struct TileColumns {
 /// the SIMD target in use is the one of such CPUs. Thread-safe.
 bool AmxAvailable();
 
-/// Writes both planes of a row of x to the column of its number. Thread-safe for distinct rows.
+/// Writes both planes of a row of x to the column of its number; of the high plane, which most
+/// blocks do not have, what is not zero or was not. Thread-safe for distinct rows.
 void SetTileColumn(const QuantizedRows& x, size_t row, const TileColumns& tiles);
 
 /// Writes x [cols], padded with anything to a multiple of kAlignment bytes, to a column.

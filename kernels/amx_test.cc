@@ -59,12 +59,18 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
       const QuantizedRows& x = rounded.view();
       Columns columns(tokens, x.plane / 4), high_columns(tokens, x.plane / 4);
       columns.tiles.high = high_columns.tiles.words;
-      for (size_t t = 0; t < tokens; ++t) {
-        // Some groups of tokens have no outliers at all.
-        const bool outliers = outlying && t % 64 < 32;
-        const auto values = outliers ? FloatsWithOutliers(random_, cols) : random_.Floats(cols);
-        QuantizeActivations(values.data(), x, t);
-        SetTileColumn(x, t, columns.tiles);
+      Guarded<uint64_t> high_blocks(tokens * x.HighWords());
+      columns.tiles.high_blocks = high_blocks.data();
+      std::ranges::fill(high_columns.memory.span(), 0);
+      std::ranges::fill(high_blocks.span(), 0);
+      for (const bool earlier_step : {true, false}) {
+        for (size_t t = 0; t < tokens; ++t) {
+          // Some groups of tokens have no outliers at all, but may have had some.
+          const bool outliers = outlying && (earlier_step || t % 64 < 32);
+          const auto values = outliers ? FloatsWithOutliers(random_, cols) : random_.Floats(cols);
+          QuantizeActivations(values.data(), x, t);
+          SetTileColumn(x, t, columns.tiles);
+        }
       }
       std::vector<float> expected(tokens * rows);
       QuantizedMatMul(x, w, 0, rows, {expected.data(), tokens, rows, rows});
@@ -78,7 +84,7 @@ TEST_F(AmxTest, IntegersHaveTheBitsOfTheVectorKernel) {
       AmxMatMul(x, columns.tiles, w, 0, cut, out);
       ASSERT_TRUE(SameBits(y.span(), expected)) << cols << ", " << tokens << ", " << rows;
       ASSERT_TRUE(y.GuardsIntact() && columns.memory.GuardsIntact() &&
-                  high_columns.memory.GuardsIntact());
+                  high_columns.memory.GuardsIntact() && high_blocks.GuardsIntact());
     }
   }
 }

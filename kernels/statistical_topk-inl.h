@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,6 +40,8 @@ inline double StatisticalThresholdImpl(const float* scores, size_t n, double qua
   const auto load = [&](size_t i) HWY_ATTR { return hn::PromoteTo(dd, hn::LoadU(df, scores + i)); };
   size_t i = 0;
   for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    hwy::Prefetch(scores + i + 1024);
+    hwy::Prefetch(scores + i + 1024 + 16);
     AddMoments(load(i), origin, s0, q0);
     AddMoments(load(i + lanes), origin, s1, q1);
     AddMoments(load(i + 2 * lanes), origin, s2, q2);

@@ -4,6 +4,8 @@
 #define FIRESTEEL_RUNTIME_MODEL_QUANTIZED_INPUT_H_
 
 #include <cstddef>
+#include <cstdint>
+#include <vector>
 
 #include "kernels/amx.h"
 #include "kernels/quantized.h"
@@ -21,6 +23,7 @@ class QuantizedInput {
     memory_ = Matrix(1, kernels::QuantizedRows::Bytes(rows, cols), kernels::DType::kI8);
     const size_t words = kernels::TileColumns::Words(tiled_rows, view().plane / sizeof(int32_t));
     tiles_ = Matrix(2, words * sizeof(int32_t), kernels::DType::kI8);
+    high_blocks_.resize(tiled_rows * view().HighWords());
   }
 
   kernels::QuantizedRows view() {
@@ -29,7 +32,7 @@ class QuantizedInput {
 
   kernels::TileColumns tiles() {
     return {static_cast<int32_t*>(tiles_.MutableRow(0)), view().plane / kernels::kAlignment,
-            static_cast<int32_t*>(tiles_.MutableRow(1))};
+            static_cast<int32_t*>(tiles_.MutableRow(1)), high_blocks_.data()};
   }
 
   /// Copies a row that was rounded to its column of the tiles.
@@ -38,6 +41,7 @@ class QuantizedInput {
  private:
   Matrix memory_;
   Matrix tiles_;
+  std::vector<uint64_t> high_blocks_;
   size_t rows_ = 0;
   size_t cols_ = 0;
 };
