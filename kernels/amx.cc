@@ -546,6 +546,181 @@ FIRESTEEL_AMX void SumColumns(const ByteRows& c, const TypedView& w, size_t col_
   _tile_release();
 }
 
+// Puts the columns [col_begin, col_end) of w in the order of right operands: [columns / 32, rows /
+// 32, two halves of 16 columns, 16 pairs of rows, 16 columns, two rows]. Behind the last row it is
+// repeated.
+FIRESTEEL_AMX void InterleavePairs(const TypedView& w, size_t col_begin, size_t col_end,
+                                   int8_t* scratch) {
+  constexpr size_t kAheadRows = 8;
+  constexpr size_t kTileBytes = kTileWordsTotal * sizeof(int32_t);
+  const size_t depth = (w.rows + 31) / 32;
+  const size_t row_bytes = BytesOf(w.dtype, w.stride);
+  alignas(64) uint16_t places[32];  // of the first 16 columns
+  for (size_t i = 0; i < 32; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
+  const __m512i first = _mm512_load_si512(places);
+  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  for (size_t pair = 0; pair < 16 * depth; ++pair) {
+    const uint8_t* const row0 = w.RowBytes(std::min(2 * pair, w.rows - 1));
+    const uint8_t* const row1 = w.RowBytes(std::min(2 * pair + 1, w.rows - 1));
+    int8_t* out = scratch + pair / 16 * 2 * kTileBytes + pair % 16 * 64;
+    for (size_t col = col_begin; col < col_end; col += 32) {
+      const size_t at = BytesOf(w.dtype, col);
+      const auto load = [&](const uint8_t* row) FIRESTEEL_AMX {
+        _mm_prefetch(reinterpret_cast<const char*>(row + at + kAheadRows * row_bytes), _MM_HINT_T1);
+        return _mm512_loadu_si512(row + at);
+      };
+      const __m512i even = load(row0), odd = load(row1);
+      _mm512_store_si512(out, _mm512_permutex2var_epi16(even, first, odd));
+      _mm512_store_si512(out + kTileBytes, _mm512_permutex2var_epi16(even, second, odd));
+      out += depth * 2 * kTileBytes;
+    }
+  }
+}
+
+// Adds to a tile of sums for each of up to 32 tokens and 32 columns, which stay in `out` between
+// blocks of rows. kLower: there are more than 16 tokens.
+template <bool kLower>
+FIRESTEEL_AMX void SumTile(const uint8_t* c, size_t c_stride, const int8_t* w, size_t depth,
+                           bool add, float* out, size_t out_stride) {
+  constexpr size_t kTileBytes = kTileWordsTotal * sizeof(int32_t);
+  const size_t stride = out_stride * sizeof(float);
+  float* const lower = out + kTileRows * out_stride;
+  ZeroSums();
+  if (add) {
+    _tile_loadd(0, out, stride);
+    _tile_loadd(1, out + kTileColumns, stride);
+    if constexpr (kLower) {
+      _tile_loadd(2, lower, stride);
+      _tile_loadd(3, lower + kTileColumns, stride);
+    }
+  }
+  for (size_t i = 0; i < depth; ++i) {
+    _tile_loadd(4, c + i * 64, c_stride);
+    _tile_loadd(6, w + 2 * i * kTileBytes, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + (2 * i + 1) * kTileBytes, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kLower) {
+      _tile_loadd(5, c + kTileRows * c_stride + i * 64, c_stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, out, stride);
+  _tile_stored(1, out + kTileColumns, stride);
+  if constexpr (kLower) {
+    _tile_stored(2, lower, stride);
+    _tile_stored(3, lower + kTileColumns, stride);
+  }
+}
+
+FIRESTEEL_AMX void SumPairs(const TypedView& c, const TypedView& w, size_t col_begin,
+                            size_t col_end, bool add, int8_t* scratch, const MatView& out) {
+  InterleavePairs(w, col_begin, col_end, scratch);
+  const size_t depth = (w.rows + 31) / 32;
+  const size_t c_stride = BytesOf(c.dtype, c.stride);
+  size_t configured = 0;
+  TileConfig config;
+  for (size_t col = col_begin; col < col_end; col += 32) {
+    const int8_t* const panel = scratch + (col - col_begin) / 32 * depth * 2 * 1024;
+    for (size_t first = 0; first < c.rows; first += kAmxSumRows) {
+      const size_t tokens = std::min(kAmxSumRows, c.rows - first);
+      if (tokens != configured) {
+        configured = tokens;
+        config = ConfigOf(tokens);
+        _tile_loadconfig(&config);
+      }
+      const size_t next = std::min(first + 2 * kAmxSumRows, c.rows);
+      for (size_t t = first + kAmxSumRows; t < next; ++t) {
+        __builtin_prefetch(out.Row(t) + col, 1);
+        __builtin_prefetch(out.Row(t) + col + kTileColumns, 1);
+      }
+      const auto sum = tokens > kTileRows ? SumTile<true> : SumTile<false>;
+      sum(c.RowBytes(first), c_stride, panel, depth, add, out.Row(first) + col, out.stride);
+    }
+  }
+  _tile_release();
+}
+
+// Columns of bf16 as two vectors of floats: the even and the odd ones.
+struct TwoHalves {
+  __m512 even, odd;
+};
+
+// A tile product takes pairs of rows. It adds what the first row of each of its 16 pairs gives, and
+// apart from that the second ones, each sum with one rounding a product; then it adds both sums,
+// and that to what the tile held.
+template <size_t kPairs>
+FIRESTEEL_AMX void SumColumnsInTileOrder(const float* c, const uint32_t* active, size_t num,
+                                         const TypedView& w, size_t first, size_t col, bool add,
+                                         RowFetcher& fetcher, float* out) {
+  constexpr size_t kTileRowsOfWeights = 2 * kTileWords;
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
+  const __m512i evens =
+      _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+  TwoHalves sums[kPairs], in_pair[2][kPairs];
+  for (size_t i = 0; i < kPairs; ++i) {
+    const float* const at = out + 32 * i;
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512 a = add ? _mm512_loadu_ps(at) : zero, b = add ? _mm512_loadu_ps(at + 16) : zero;
+    sums[i] = {_mm512_permutex2var_ps(a, evens, b), _mm512_permutex2var_ps(a, odds, b)};
+  }
+  const auto add_row = [&](size_t j, TwoHalves(&to)[kPairs]) FIRESTEEL_AMX {
+    const auto* const row = w.RowBytes(active[j]) + col * sizeof(BF16);
+    const __m512 coefficient = _mm512_set1_ps(c[j]);
+    fetcher.Next();
+    for (size_t i = 0; i < kPairs; ++i) {
+      const __m512i both = _mm512_loadu_si512(row + 64 * i);
+      const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+      const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(both, upper));
+      to[i] = {_mm512_fmadd_ps(coefficient, even, to[i].even),
+               _mm512_fmadd_ps(coefficient, odd, to[i].odd)};
+    }
+  };
+  for (size_t j = 0; j < num;) {
+    const size_t tile = (active[j] - first) / kTileRowsOfWeights;
+    for (size_t i = 0; i < kPairs; ++i) {
+      in_pair[0][i] = in_pair[1][i] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    }
+    for (; j < num && (active[j] - first) / kTileRowsOfWeights == tile; ++j) {
+      if ((active[j] - first) % 2 == 0) {
+        add_row(j, in_pair[0]);
+      } else {
+        add_row(j, in_pair[1]);
+      }
+    }
+    for (size_t i = 0; i < kPairs; ++i) {
+      const TwoHalves &a = in_pair[0][i], &b = in_pair[1][i];
+      sums[i] = {_mm512_add_ps(sums[i].even, _mm512_add_ps(a.even, b.even)),
+                 _mm512_add_ps(sums[i].odd, _mm512_add_ps(a.odd, b.odd))};
+    }
+  }
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  for (size_t i = 0; i < kPairs; ++i) {
+    float* const at = out + 32 * i;
+    _mm512_storeu_ps(at, _mm512_permutex2var_ps(sums[i].even, low, sums[i].odd));
+    _mm512_storeu_ps(at + 16, _mm512_permutex2var_ps(sums[i].even, high, sums[i].odd));
+  }
+}
+
+FIRESTEEL_AMX void SumListedInTileOrder(const float* c, const uint32_t* active, size_t num,
+                                        const TypedView& w, size_t first, size_t col_begin,
+                                        size_t col_end, bool add, RowFetcher& fetcher, float* out) {
+  constexpr unsigned kDenormalsAreZeros = 0x8040;  // inputs and results, as in tiles
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(before | kDenormalsAreZeros);
+  size_t col = col_begin;
+  for (; col + 128 <= col_end; col += 128) {
+    SumColumnsInTileOrder<4>(c, active, num, w, first, col, add, fetcher, out + col);
+  }
+  for (; col < col_end; col += 32) {
+    SumColumnsInTileOrder<1>(c, active, num, w, first, col, add, fetcher, out + col);
+  }
+  _mm_setcsr(before);
+}
+
 }  // namespace
 
 bool AmxAvailable() {
@@ -577,6 +752,33 @@ void AmxSumColumns(const ByteRows& c, const TypedView& w, size_t col_begin, size
   SumColumns(c, w, col_begin, col_end, add, scratch, out);
 }
 
+void AmxSumColumns(const TypedView& c, const TypedView& w, size_t col_begin, size_t col_end,
+                   bool add, int8_t* scratch, const MatView& out) {
+  HWY_DASSERT(w.dtype == DType::kBF16 && c.dtype == DType::kBF16);
+  HWY_DASSERT(w.rows <= c.stride && col_end <= w.stride);
+  HWY_DASSERT(col_begin % 32 == 0 && col_end % 32 == 0);
+  HWY_DASSERT(col_end - col_begin <= kAmxPairCols);
+  if (col_begin == col_end) return;
+  constexpr size_t kTileRowsOfWeights = 2 * kTileWords;
+  const size_t fit = kAmxPairBytes / ((col_end - col_begin) * sizeof(BF16));
+  const size_t block = fit / kTileRowsOfWeights * kTileRowsOfWeights;
+  for (size_t first = 0; first < w.rows; first += block) {
+    TypedView rows = w;
+    rows.data = w.RowBytes(first);
+    rows.rows = std::min(block, w.rows - first);
+    TypedView coefficients = c;
+    coefficients.data = c.RowBytes(0) + BytesOf(DType::kBF16, first);
+    SumPairs(coefficients, rows, col_begin, col_end, add || first > 0, scratch, out);
+  }
+}
+
+void SumInTileOrder(const float* c, const uint32_t* active, size_t num, const TypedView& w,
+                    size_t first, size_t col_begin, size_t col_end, bool add, RowFetcher& fetcher,
+                    float* out) {
+  HWY_DASSERT(w.dtype == DType::kBF16 && col_begin % 32 == 0 && col_end % 32 == 0);
+  SumListedInTileOrder(c, active, num, w, first, col_begin, col_end, add, fetcher, out);
+}
+
 #else  // FIRESTEEL_HAVE_AMX
 
 bool AmxAvailable() { return false; }
@@ -586,6 +788,10 @@ void AmxMatMul(const TileColumns&, size_t, size_t, const TypedView&, size_t, siz
                const MatView&) {}
 void AmxSumColumns(const ByteRows&, const TypedView&, size_t, size_t, bool, int8_t*,
                    const MatView&) {}
+void AmxSumColumns(const TypedView&, const TypedView&, size_t, size_t, bool, int8_t*,
+                   const MatView&) {}
+void SumInTileOrder(const float*, const uint32_t*, size_t, const TypedView&, size_t, size_t, size_t,
+                    bool, RowFetcher&, float*) {}
 
 #endif
 

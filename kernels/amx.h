@@ -13,6 +13,7 @@
 
 #include "kernels/integer_rows.h"
 #include "kernels/quantized.h"
+#include "kernels/row_fetcher.h"
 #include "kernels/tensor.h"
 
 namespace firesteel::kernels {
@@ -25,9 +26,9 @@ inline constexpr size_t kTileWords = 16;
 /// Activations in the order of tiles: [columns / kTileColumns, words / kTileWords, kTileWords,
 /// kTileColumns], zeros where a column ends within a tile. Memory of somebody else.
 struct TileColumns {
-  int32_t* words = nullptr;  // integers: the low plane
-  size_t depth = 0;          // tiles along k
-  int32_t* high = nullptr;   // integers: the high plane in the same order
+  int32_t* words = nullptr;         // integers: the low plane
+  size_t depth = 0;                 // tiles along k
+  int32_t* high = nullptr;          // integers: the high plane in the same order
   uint64_t* high_blocks = nullptr;  // [columns, HighWords()]: bits of the tiles along k in which a
                                     // column of `high` may be not zero
 
@@ -77,10 +78,15 @@ void AmxMatMul(const TileColumns& tiles, size_t token_begin, size_t token_end, c
 
 /// Rows of memory that AmxSumColumns reads together.
 inline constexpr size_t kAmxSumRows = 2 * kTileColumns;
-/// Bytes of scratch that AmxSumColumns needs for `rows` rows of weights and `cols` columns.
+/// Bytes of scratch that AmxSumColumns needs for `rows` rows of weights in 8 bits and `cols`
+/// columns.
 constexpr size_t AmxSumBytes(size_t rows, size_t cols) {
   return (rows + kAlignment - 1) / kAlignment * kAlignment * cols;
 }
+/// The same for any rows in bf16, and at most kAmxPairCols columns: what a core brings into the
+/// order of tiles at a time stays in its L2 cache, as do the sums of some hundred tokens beside it.
+inline constexpr size_t kAmxPairBytes = size_t{504} << 10;
+inline constexpr size_t kAmxPairCols = kAmxPairBytes / (2 * kTileWords * sizeof(BF16));
 
 /// Sums of weighted rows for many tokens, whether their coefficients are zero or not: out[t, i] =
 /// or (if `add`) += Σ_j c[t, j] · w[j, i] for every row t of c and for i in [col_begin, col_end),
@@ -92,6 +98,22 @@ constexpr size_t AmxSumBytes(size_t rows, size_t cols) {
 /// one out.
 void AmxSumColumns(const ByteRows& c, const TypedView& w, size_t col_begin, size_t col_end,
                    bool add, int8_t* scratch, const MatView& out);
+
+/// The same for bf16: c [R, F] and w [F, D] kBF16, in rows that are padded to kAlignment bytes,
+/// those of c with zeros; col_begin and col_end are multiples of kAlignment / 2. Columns have their
+/// own order. Bits depend on a row of c and on w alone; denormals count as zero.
+void AmxSumColumns(const TypedView& c, const TypedView& w, size_t col_begin, size_t col_end,
+                   bool add, int8_t* scratch, const MatView& out);
+
+/// The same sums, to the bit, for one token, of those rows alone whose coefficients are not zero:
+/// out[i] = or (if `add`) += Σ_j c[j] · w[active[j], i] for i in [col_begin, col_end). c [num] are
+/// bf16 as floats; active [num] are rows of w, rising, of which `first` began the matrix that the
+/// tiles were cut from. For a few tokens, which need few of the rows. Does on the vector units what
+/// TDPBF16PS is documented to do (Intel's manual), in the same order. Asks `fetcher` for as many
+/// lines as it reads. Thread-safe for disjoint columns.
+void SumInTileOrder(const float* c, const uint32_t* active, size_t num, const TypedView& w,
+                    size_t first, size_t col_begin, size_t col_end, bool add, RowFetcher& fetcher,
+                    float* out);
 
 }  // namespace firesteel::kernels
 

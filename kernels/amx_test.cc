@@ -225,5 +225,61 @@ TEST(AmxTargetTest, FollowsTheChosenTarget) {
   ASSERT_TRUE(ForceSimdTarget(best));
 }
 
+// bf16 coefficients of all rows on tiles, and of those that are not zero on vectors.
+TEST_F(AmxTest, SumsOfBF16AreTheSameOnTilesAndOnVectors) {
+  for (const size_t cols : {32, 160, 320}) {
+    for (const size_t tokens : {1, 16, 17, 32, 45, 70}) {
+      const size_t rows = 1 + random_.Below(1000), first_row = 1000;
+      const size_t stride = RoundUp(cols, 32) + 32, depth = RoundUp(rows, 32);
+      Guarded<BF16> weights((first_row + rows) * stride), coefficients(tokens * depth);
+      for (BF16& v : weights.span()) v = ToBF16(random_.Floats(1)[0]);
+      const TypedView all{weights.data(), DType::kBF16, first_row + rows, cols, stride};
+      TypedView w = all;
+      w.data = all.RowBytes(first_row);
+      w.rows = rows;
+      Guarded<int8_t> scratch(kAmxPairBytes);
+      Guarded<float> y(tokens * cols);
+      std::vector<float> listed(tokens * cols);
+      std::vector<double> exact(tokens * cols), magnitude(tokens * cols);
+      const bool add = random_.Below(2) == 1;
+      RowFetcher fetcher;
+      for (size_t i = 0; i < y.size(); ++i) {
+        y[i] = listed[i] = random_.Floats(1)[0];
+        exact[i] = add ? static_cast<double>(y[i]) : 0.0;
+      }
+      std::ranges::fill(coefficients.span(), BF16{});
+      for (size_t t = 0; t < tokens; ++t) {
+        std::vector<float> c;
+        std::vector<uint32_t> active;
+        for (size_t j = 0; j < rows; ++j) {
+          if (random_.Below(10) > 0) continue;
+          const BF16 v = ToBF16(random_.Floats(1, 3.0f)[0]);
+          coefficients[t * depth + j] = v;
+          c.push_back(ToF32(v));
+          active.push_back(static_cast<uint32_t>(first_row + j));
+          for (size_t i = 0; i < cols; ++i) {
+            const double product =
+                static_cast<double>(c.back()) * static_cast<double>(ToF32(w.Row<BF16>(j)[i]));
+            exact[t * cols + i] += product;
+            magnitude[t * cols + i] += std::abs(product);
+          }
+        }
+        SumInTileOrder(c.data(), active.data(), c.size(), all, first_row, 0, cols, add, fetcher,
+                       &listed[t * cols]);
+      }
+      const TypedView c{coefficients.data(), DType::kBF16, tokens, rows, depth};
+      const MatView out{y.data(), tokens, cols, cols};
+      const size_t cut = cols / 64 * 32;
+      AmxSumColumns(c, w, cut, cols, add, scratch.data(), out);
+      AmxSumColumns(c, w, 0, cut, add, scratch.data(), out);
+      ASSERT_TRUE(SameBits(y.span(), listed)) << cols << ", " << tokens << ", " << rows;
+      for (size_t i = 0; i < y.size(); ++i) {
+        ASSERT_NEAR(static_cast<double>(y[i]), exact[i], 64 * kEps * (1 + magnitude[i]));
+      }
+      ASSERT_TRUE(y.GuardsIntact() && scratch.GuardsIntact() && coefficients.GuardsIntact());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace firesteel::kernels

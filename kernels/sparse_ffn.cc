@@ -271,5 +271,11 @@ void SumSparseColumns(const float* coefficients, const uint32_t* active, size_t 
   HWY_DYNAMIC_DISPATCH(SumSparseColumnsImpl)(coefficients, active, num_active, w, add, y);
 }
 
+void SpreadCoefficients(const float* coefficients, const uint32_t* active, size_t num, size_t first,
+                        BF16* row, size_t count) {
+  std::memset(row, 0, count * sizeof(BF16));
+  for (size_t j = 0; j < num; ++j) row[active[j] - first] = ToBF16(coefficients[j]);
+}
+
 }  // namespace firesteel::kernels
 #endif  // HWY_ONCE

@@ -37,6 +37,11 @@ void AddSparseVecMat(const float* coefficients, const uint32_t* active, size_t n
 void SumSparseColumns(const float* coefficients, const uint32_t* active, size_t num_active,
                       const TypedView& w, bool add, float* y);
 
+/// Rounds coefficients [num] of the rows `active` to bf16 and puts them to their places in
+/// `row` [count], whose element 0 is that of row `first` of the weights; all others become zero.
+void SpreadCoefficients(const float* coefficients, const uint32_t* active, size_t num, size_t first,
+                        BF16* row, size_t count);
+
 }  // namespace firesteel::kernels
 
 #endif  // FIRESTEEL_KERNELS_SPARSE_FFN_H_

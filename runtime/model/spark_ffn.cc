@@ -22,6 +22,13 @@ constexpr size_t kWindowBytes = size_t{1152} << 10;
 // brought into the order of tiles: what a worker then reads again and again stays in its L2 cache.
 constexpr size_t kDenseRows = 256;
 constexpr size_t kDenseCols = 256;
+constexpr size_t kDenseColsOfBF16 = 576;
+// With so few rows, whose sums are small, wider windows are read faster.
+constexpr size_t kNarrowRows = 64;
+// So many rows of up_proj are gathered at a time, and rows of bf16 that share those of down_proj
+// take turns over so many columns.
+constexpr size_t kGatherRows = 128;
+constexpr size_t kListedCols = 384;
 
 // A range has enough active neurons to work on, and there are enough ranges to share; none has more
 // than can be added in integers.
@@ -73,35 +80,47 @@ SparkFfn::SparkFfn(const ModelConfig& config, DType type, bool tiles, size_t num
       needed_(config.intermediate_size),
       union_(config.intermediate_size),
       union_sizes_(num_ranges_),
+      listed_(num_ranges_),
       sums_(std::min(max_rows, kFewRows) * num_ranges_, kernels::SumCols(config.hidden_size),
             DType::kF32),
       scratch_(num_threads) {
-  if (!integer_down_) return;
-  const size_t rows = std::min(max_rows, std::max(kFewRows, max_rows / num_threads + 1));
-  for (WorkerScratch& scratch : scratch_) {
-    scratch.coefficients = QuantizedInput(rows, config.intermediate_size / num_ranges_ + 1, 0);
-    scratch.sums = Matrix(1, kernels::SumCols(config.hidden_size), DType::kF32);
-  }
-  if (!tiles || max_rows <= kFewRows) return;
   const size_t widest = config.intermediate_size / num_ranges_ + 1;
+  if (integer_down_) {
+    const size_t rows = std::min(max_rows, std::max(kFewRows, max_rows / num_threads + 1));
+    for (WorkerScratch& scratch : scratch_) {
+      scratch.coefficients = QuantizedInput(rows, widest, 0);
+      scratch.sums = Matrix(1, kernels::SumCols(config.hidden_size), DType::kF32);
+    }
+  }
+  groups_.reserve(max_rows);
+  if (!tiles || (type == DType::kI8 ? max_rows <= kFewRows : type != DType::kBF16)) return;
   for (WorkerScratch& scratch : scratch_) {
     scratch.projected.resize(widest);
-    scratch.dense_up = Matrix(std::min(max_rows, kDenseRows), widest, DType::kF32);
-    scratch.dense_down = Matrix(1, kernels::AmxSumBytes(widest, kDenseCols), DType::kI8);
+    scratch.dense_up =
+        Matrix(std::min(max_rows, kDenseRows) + kernels::kAmxSumRows, widest, DType::kF32);
+    scratch.dense_down =
+        Matrix(1, integer_down_ ? kernels::AmxSumBytes(widest, kDenseCols) : kernels::kAmxPairBytes,
+               DType::kI8);
+    if (integer_down_) continue;
+    scratch.gathered =
+        Matrix(kGatherRows, config.hidden_size - config.ffn_predictor_dim, DType::kBF16);
   }
   const size_t padded = hwy::RoundUpTo(max_rows, kernels::kAmxSumRows);
   for (size_t range = 0; range < num_ranges_; ++range) {
     const IndexRange neurons = Neurons(range);
-    dense_.emplace_back(padded, neurons.end - neurons.begin, DType::kI8);
+    dense_.emplace_back(padded, neurons.end - neurons.begin, type);
   }
   dense_scales_.resize(num_ranges_ * padded);
 }
 
-void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_rows) {
+void SparkFfn::Select(const Worker& worker, const MatView& scores, std::span<const RowRun> runs) {
+  const size_t num_rows = runs.back().rows.end;
   if (worker.index() == 0) {
-    dense_step_ = MayBeDense(num_rows) && ChooseDense(num_rows);
+    num_rows_ = num_rows;
+    ListGroups(runs);
     next_range_.store(0, std::memory_order_relaxed);
     union_size_.store(0, std::memory_order_relaxed);
+    std::ranges::fill(listed_, uint8_t{0});
   }
   const size_t f = config_.intermediate_size;
   const IndexRange rows = worker.Share(num_rows);
@@ -124,6 +143,17 @@ void SparkFfn::Select(const Worker& worker, const MatView& scores, size_t num_ro
       std::atomic_ref<uint8_t>(needed_[list[j]]).store(1, std::memory_order_relaxed);
     }
   }
+}
+
+// For worker 0, while no worker runs: which rows the coming Run computes together, and how.
+void SparkFfn::ListGroups(std::span<const RowRun> runs) {
+  groups_.clear();
+  if (integer_down_ || dense_.empty()) {
+    const bool dense = MayBeDense(num_rows_, false) && ChooseDense(num_rows_);
+    groups_.push_back({{0, num_rows_}, dense});
+    return;
+  }
+  for (const RowRun& run : runs) groups_.push_back({run.rows, run.prompt});
 }
 
 // For worker 0, while no worker runs: which way the coming Run takes.
@@ -150,6 +180,7 @@ bool SparkFfn::ChooseDense(size_t num_rows) {
 
 // Lists the neurons of a range that some row needs, and leaves `needed_` clear for the next layer.
 void SparkFfn::ListUnion(size_t range) {
+  if (num_rows_ == 1 || std::exchange(listed_[range], 1) != 0) return;
   const IndexRange neurons = Neurons(range);
   uint32_t* const list = &union_[neurons.begin];
   size_t count = 0;
@@ -162,50 +193,58 @@ void SparkFfn::ListUnion(size_t range) {
 }
 
 // The worker's next range of those that are left.
-size_t SparkFfn::TakeRange(size_t num_rows) {
+size_t SparkFfn::TakeRange() {
   const size_t range = next_range_.fetch_add(1, std::memory_order_relaxed);
-  if (num_rows > 1 && range < num_ranges_) ListUnion(range);
+  if (range < num_ranges_) ListUnion(range);
   return range;
 }
 
-void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+void SparkFfn::Run(Worker& worker, const LayerWeights& weights, const Input& input,
                    const MatView& up, const MatView& out) {
-  if (!MayBeDense(num_rows)) {
-    RunSparse(worker, weights, input, num_rows, up, out);
-  } else {
-    const auto start = std::chrono::steady_clock::now();
-    if (dense_step_) {
-      RunDense(worker, weights, input, num_rows, out);
-    } else {
-      RunSparse(worker, weights, input, num_rows, up, out);
+  const auto start = std::chrono::steady_clock::now();
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    if (i > 0) {
+      worker.Barrier();
+      if (worker.index() == 0) next_range_.store(0, std::memory_order_relaxed);
+      worker.Barrier();
     }
-    scratch_[worker.index()].seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const Group& group = groups_[i];
+    if (group.dense) {
+      RunDense(worker, weights, input, group.rows, out);
+    } else {
+      RunSparse(worker, weights, input, group.rows, up, out);
+    }
   }
+  if (groups_.size() > 1) worker.Barrier();  // the shares of a group are not those of the step
   if (!integer_down_) return;
-  const IndexRange share = worker.Share(num_rows);
+  scratch_[worker.index()].seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const IndexRange share = worker.Share(num_rows_);
   for (size_t row = share.begin; row < share.end; ++row) {
     kernels::ToColumnOrder(config_.hidden_size, out.Row(row));
   }
 }
 
 void SparkFfn::RunSparse(Worker& worker, const LayerWeights& weights, const Input& input,
-                         size_t num_rows, const MatView& up, const MatView& out) {
-  const IndexRange share = worker.Share(num_rows);
+                         IndexRange rows, const MatView& up, const MatView& out) {
+  const size_t num_rows = rows.end - rows.begin;
+  IndexRange share = worker.Share(num_rows);
+  share = {rows.begin + share.begin, rows.begin + share.end};
   kernels::RowFetcher& fetcher = scratch_[worker.index()].fetcher;
   fetcher = kernels::RowFetcher();
   if (num_rows <= kFewRows) {
-    Part part{weights, input, up, {0, num_rows}, TakeRange(num_rows), 0, true, false, fetcher};
+    const auto sum = [&](size_t row, size_t range) { return RangeSum(row - rows.begin, range); };
+    Part part{weights, input, up, rows, TakeRange(), 0, true, false, fetcher};
     if (part.range < num_ranges_) QueueUp(part, part.range, 0);
     if (part.alone()) fetcher.Fetch(kernels::RowFetcher::kLead);
     for (; part.range < num_ranges_; part.range = part.next) {
-      part.next = TakeRange(num_rows);
-      AddRange(worker, part, [&](size_t row) { return RangeSum(row, part.range); });
+      part.next = TakeRange();
+      AddRange(worker, part, [&](size_t row) { return sum(row, part.range); });
     }
     worker.Barrier();
     for (size_t row = share.begin; row < share.end; ++row) {
       for (size_t range = 0; range < num_ranges_; ++range) {
-        AddRangeSum(range, RangeSum(row, range), out.Row(row));
+        AddRangeSum(range, sum(row, range), out.Row(row));
       }
     }
   } else {
@@ -221,64 +260,211 @@ void SparkFfn::RunSparse(Worker& worker, const LayerWeights& weights, const Inpu
   }
 }
 
-// Every neuron's part of a step of many rows: first the workers share the ranges, then the columns
-// of the output. Each weight comes from memory once, those of up_proj once for kDenseRows rows.
+// On the matrix unit: first the workers share the ranges, then the columns of the output. Each
+// weight comes from memory once, those of up_proj once for kDenseRows rows. A few rows, which are
+// of bf16, need few of the weights: of up_proj those are gathered, and those of down_proj are added
+// on the vector units, in the order of tiles.
 void SparkFfn::RunDense(Worker& worker, const LayerWeights& weights, const Input& input,
-                        size_t num_rows, const MatView& out) {
-  for (size_t range = TakeRange(num_rows); range < num_ranges_; range = TakeRange(num_rows)) {
-    DenseUp(worker, weights, input, num_rows, range);
+                        IndexRange rows, const MatView& out) {
+  const size_t num_rows = rows.end - rows.begin;
+  for (size_t range = TakeRange(); range < num_ranges_; range = TakeRange()) {
+    if (IsGathered(num_rows)) {
+      GatheredUp(worker, weights, input, rows, range);
+    } else {
+      DenseUp(worker, weights, input, rows, range);
+    }
   }
   worker.Barrier();
-  auto* const scratch = static_cast<int8_t*>(scratch_[worker.index()].dense_down.MutableRow(0));
-  const IndexRange share = worker.Share(kernels::SumCols(config_.hidden_size), kernels::kAlignment);
-  for (size_t begin = share.begin; begin < share.end; begin += kDenseCols) {
-    const size_t end = std::min(begin + kDenseCols, share.end);
-    for (size_t range = 0; range < num_ranges_; ++range) {
-      const IndexRange neurons = Neurons(range);
-      TellRows(input.probe, worker, weights.down_proj, neurons,
-               {begin, std::min(end, weights.down_proj.cols())});
-      const kernels::ByteRows c = DenseCoefficients(range, num_rows);
-      kernels::AmxSumColumns(c, Rows(weights.down_proj.view(), neurons), begin, end, range > 0,
-                             scratch, out);
-    }
+  const kernels::TypedView down = weights.down_proj.view();
+  const size_t cols = std::min(kernels::SumCols(config_.hidden_size), down.stride);
+  const IndexRange share = worker.Share(cols, kernels::kAlignment);
+  if (IsGathered(num_rows)) {
+    ListedDown(worker, weights, input, rows, share, out);
+  } else {
+    DenseDown(worker, weights, input, share, {out.Row(rows.begin), num_rows, out.cols, out.stride});
   }
   worker.Barrier();  // a row's columns are several workers'
 }
 
 // The coefficients of a range, zeros where a neuron is not active.
 void SparkFfn::DenseUp(const Worker& worker, const LayerWeights& weights, const Input& input,
-                       size_t num_rows, size_t range) {
+                       IndexRange rows, size_t range) {
   WorkerScratch& scratch = scratch_[worker.index()];
   const IndexRange neurons = Neurons(range);
   const kernels::TypedView w = Rows(weights.up_proj.view(), neurons);
-  const kernels::TypedView up = scratch.dense_up.view();
-  const kernels::ByteRows out = DenseCoefficients(range, num_rows);
-  for (size_t first = 0; first < num_rows; first += kDenseRows) {
-    const size_t count = std::min(kDenseRows, num_rows - first);
+  for (size_t first = rows.begin; first < rows.end; first += kDenseRows) {
+    const IndexRange part{first, std::min(first + kDenseRows, rows.end)};
     TellRows(input.probe, worker, weights.up_proj, neurons, {0, weights.up_proj.cols()});
-    kernels::AmxMatMul(input.integers.From(first, count), input.tiles.From(first), w, 0, w.rows,
-                       {RowOf(scratch.dense_up, 0), count, w.rows, up.stride});
-    for (size_t row = first; row < first + count; ++row) {
+    const MatView up = MultiplyUp(input, part, w, scratch);
+    for (size_t row = part.begin; row < part.end; ++row) {
       const IndexRange list = ListOf(row, range);
       const size_t n = list.end - list.begin;
       const uint32_t* const active = &active_[row * stride_ + list.begin];
       float* const excess = RowOf(excess_, row) + list.begin;
-      const float* const all = up.Row<float>(row - first);
+      const float* const all = up.Row(row - part.begin);
       float* const projected = &scratch.projected[0];
       for (size_t j = 0; j < n; ++j) projected[j] = all[active[j] - neurons.begin];
       kernels::GeluMul(excess, projected, n, excess);
-      kernels::QuantizedRows c = scratch.coefficients.view().From(0, 1);
-      c.cols = n;
-      kernels::QuantizeCoefficients(excess, active, weights.down_proj.view(), c);
-      kernels::SpreadCoefficients(c, active, neurons.begin, out, row);
+      Spread(scratch, weights, row, range, row - rows.begin);
     }
   }
 }
 
-kernels::ByteRows SparkFfn::DenseCoefficients(size_t range, size_t num_rows) {
+// The same for a few rows, with copies of those rows of up_proj that some row of the step needs;
+// coefficients are rounded where they stand.
+void SparkFfn::GatheredUp(const Worker& worker, const LayerWeights& weights, const Input& input,
+                          IndexRange rows, size_t range) {
+  WorkerScratch& scratch = scratch_[worker.index()];
+  const kernels::TypedView w = weights.up_proj.view();
+  const size_t row_bytes = kernels::BytesOf(w.dtype, w.stride);
+  const std::span<const uint32_t> needed = Needed(range);
+  scratch.fetcher = kernels::RowFetcher();
+  scratch.fetcher.Add(w, needed.data(), needed.size(), 0, row_bytes);
+  scratch.fetcher.Fetch(kernels::RowFetcher::kLead);
+  for (size_t begin = 0; begin < needed.size(); begin += kGatherRows) {
+    const auto gathered = needed.subspan(begin, std::min(kGatherRows, needed.size() - begin));
+    for (size_t i = 0; i < gathered.size(); ++i) {
+      TellRows(input.probe, worker, weights.up_proj, {gathered[i], gathered[i] + 1}, {0, w.cols});
+      scratch.fetcher.Fetch(row_bytes);
+      std::memcpy(scratch.gathered.MutableRow(i), w.RowBytes(gathered[i]), row_bytes);
+    }
+    const MatView up =
+        MultiplyUp(input, rows, Rows(scratch.gathered.view(), {0, gathered.size()}), scratch);
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      const uint32_t* const active = &active_[row * stride_];
+      const IndexRange list =
+          Within(active, ListOf(row, range), {gathered.front(), gathered.back() + 1});
+      const size_t n = list.end - list.begin;
+      float* const excess = RowOf(excess_, row) + list.begin;
+      const float* const all = up.Row(row - rows.begin);
+      size_t at = 0;
+      for (size_t j = 0; j < n; ++j) {
+        while (gathered[at] < active[list.begin + j]) ++at;
+        scratch.projected[j] = all[at];
+      }
+      kernels::GeluMul(excess, &scratch.projected[0], n, excess);
+      for (size_t j = 0; j < n; ++j) excess[j] = kernels::ToF32(kernels::ToBF16(excess[j]));
+    }
+  }
+}
+
+// up_proj · x of some rows of weights, on tiles, for at most kDenseRows rows: to scratch, whose
+// rows are returned.
+MatView SparkFfn::MultiplyUp(const Input& input, IndexRange rows, const kernels::TypedView& w,
+                             WorkerScratch& scratch) const {
+  const size_t tile = rows.begin / kernels::kAmxSumRows * kernels::kAmxSumRows;
+  const MatView up{RowOf(scratch.dense_up, 0), rows.end - tile, w.rows,
+                   scratch.dense_up.view().stride};
+  const kernels::TileColumns x = input.tiles.From(tile);
+  if (integer_down_) {
+    kernels::AmxMatMul(input.integers.From(tile, rows.end - tile), x, w, 0, w.rows, up);
+  } else {
+    kernels::AmxMatMul(x, rows.begin - tile, rows.end - tile, w, 0, w.rows, up);
+  }
+  return {up.Row(rows.begin - tile), rows.end - rows.begin, up.cols, up.stride};
+}
+
+// The columns `cols` of `out`, whose rows have coefficients in dense_.
+void SparkFfn::DenseDown(const Worker& worker, const LayerWeights& weights, const Input& input,
+                         IndexRange cols, const MatView& out) {
+  auto* const scratch = static_cast<int8_t*>(scratch_[worker.index()].dense_down.MutableRow(0));
+  const kernels::TypedView down = weights.down_proj.view();
+  const size_t width = integer_down_            ? kDenseCols
+                       : out.rows > kNarrowRows ? kDenseColsOfBF16
+                                                : kernels::kAmxPairCols / 4;
+  for (size_t begin = cols.begin; begin < cols.end; begin += width) {
+    const size_t end = std::min(begin + width, cols.end);
+    for (size_t range = 0; range < num_ranges_; ++range) {
+      const IndexRange neurons = Neurons(range);
+      TellRows(input.probe, worker, weights.down_proj, neurons, {begin, std::min(end, down.cols)});
+      const kernels::TypedView w = Rows(down, neurons);
+      const bool add = range > 0;
+      if (integer_down_) {
+        kernels::AmxSumColumns(DenseBytes(range, out.rows), w, begin, end, add, scratch, out);
+      } else {
+        kernels::AmxSumColumns(DenseFloats(range, out.rows), w, begin, end, add, scratch, out);
+      }
+    }
+  }
+}
+
+// The same for a few rows of bf16, with the weights of their active neurons alone. The next window
+// is fetched meanwhile.
+void SparkFfn::ListedDown(const Worker& worker, const LayerWeights& weights, const Input& input,
+                          IndexRange rows, IndexRange cols, const MatView& out) {
+  const kernels::TypedView w = weights.down_proj.view();
+  kernels::RowFetcher& fetcher = scratch_[worker.index()].fetcher;
+  fetcher = kernels::RowFetcher();
+  const size_t width = rows.end - rows.begin == 1 ? cols.end - cols.begin : kListedCols;
+  const auto window_of = [&](size_t begin) {
+    return IndexRange{begin, std::min(begin + width, cols.end)};
+  };
+  const auto queue = [&](size_t range, IndexRange window) {
+    const std::span<const uint32_t> needed = Needed(range);
+    fetcher.Add(w, needed.data(), needed.size(), kernels::BytesOf(w.dtype, window.begin),
+                kernels::BytesOf(w.dtype, window.end));
+  };
+  if (cols.begin < cols.end) queue(0, window_of(cols.begin));
+  for (size_t begin = cols.begin; begin < cols.end; begin += width) {
+    const IndexRange window = window_of(begin);
+    for (size_t range = 0; range < num_ranges_; ++range) {
+      fetcher.FetchAll();
+      if (range + 1 < num_ranges_) {
+        queue(range + 1, window);
+      } else if (window.end < cols.end) {
+        queue(0, window_of(window.end));
+      }
+      for (size_t row = rows.begin; row < rows.end; ++row) {
+        const IndexRange list = ListOf(row, range);
+        const uint32_t* const active = &active_[row * stride_];
+        for (size_t j = list.begin; input.probe != nullptr && j < list.end; ++j) {
+          TellRows(input.probe, worker, weights.down_proj, {active[j], active[j] + 1},
+                   {window.begin, std::min(window.end, w.cols)});
+        }
+        kernels::SumInTileOrder(RowOf(excess_, row) + list.begin, active + list.begin,
+                                list.end - list.begin, w, Neurons(range).begin, window.begin,
+                                window.end, range > 0, fetcher, out.Row(row));
+      }
+    }
+  }
+}
+
+// The neurons of a range that some row of the step needs.
+std::span<const uint32_t> SparkFfn::Needed(size_t range) const {
+  if (num_rows_ > 1) return {&union_[Neurons(range).begin], union_sizes_[range]};
+  const IndexRange own = ListOf(0, range);
+  return {&active_[own.begin], own.end - own.begin};
+}
+
+// Rounds a row's coefficients of a range, and puts them to their places in a row of dense_.
+void SparkFfn::Spread(WorkerScratch& scratch, const LayerWeights& weights, size_t row, size_t range,
+                      size_t place) {
+  const IndexRange list = ListOf(row, range);
+  const size_t n = list.end - list.begin;
+  const size_t first = Neurons(range).begin;
+  const uint32_t* const active = &active_[row * stride_ + list.begin];
+  float* const coefficients = RowOf(excess_, row) + list.begin;
+  if (integer_down_) {
+    kernels::QuantizedRows c = scratch.coefficients.view().From(0, 1);
+    c.cols = n;
+    kernels::QuantizeCoefficients(coefficients, active, weights.down_proj.view(), c);
+    kernels::SpreadCoefficients(c, active, first, DenseBytes(range, place + 1), place);
+  } else {
+    auto* const out = static_cast<kernels::BF16*>(dense_[range].MutableRow(place));
+    kernels::SpreadCoefficients(coefficients, active, n, first, out, dense_[range].view().stride);
+  }
+}
+
+kernels::ByteRows SparkFfn::DenseBytes(size_t range, size_t num_rows) {
   Matrix& all = dense_[range];
   return {static_cast<int8_t*>(all.MutableRow(0)), &dense_scales_[range * all.rows()], num_rows,
           all.view().stride};
+}
+
+kernels::TypedView SparkFfn::DenseFloats(size_t range, size_t num_rows) const {
+  kernels::TypedView view = dense_[range].view();
+  view.rows = num_rows;
+  return view;
 }
 
 template <typename SumFn>

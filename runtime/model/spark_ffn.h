@@ -24,6 +24,12 @@
 
 namespace firesteel {
 
+/// Neighbouring rows of a step: tokens of prompts, or tokens that were generated.
+struct RowRun {
+  IndexRange rows;
+  bool prompt;
+};
+
 /// Ways to compute the FFN of a step of many rows: see SparkFfn.
 enum class FfnWay : uint8_t { kMeasured, kSparse, kDense };
 
@@ -35,11 +41,13 @@ enum class FfnWay : uint8_t { kMeasured, kSparse, kDense };
 /// change a bit, whoever computes what. Where down_proj has 8 bits, a range's coefficients are
 /// rounded together and its sums are exact integers (kernels/integer_rows.h).
 ///
-/// Such sums have the same bits if they are computed with all neurons, those that are not active
-/// having coefficients of zero. So steps of many rows, whose union is nearly all neurons, may take
-/// the matrix unit (kernels/amx.h), which is faster at twelve times the work where no neighbour on
-/// the core shares it, and slower where one does. That changes within seconds, so it is measured
-/// all the time.
+/// With a matrix unit (kernels/amx.h) all neurons of many rows may be computed, those that are not
+/// active with coefficients of zero: twelve times the work, on weights of which nearly all are
+/// needed anyway. In 8 bits that gives the same bits, since sums are exact. So steps of many rows
+/// take the way that is faster, which changes within seconds where neighbours share the cores, and
+/// is measured all the time. In bf16 the unit adds in an order of its own, and takes coefficients
+/// of bf16; so the order of rows of prompts is always that one, and that of others never. A few
+/// rows of a prompt keep to it without reading weights that nobody needs.
 ///
 /// The members of a team call Select and, behind a barrier, Run. One step at a time.
 class SparkFfn {
@@ -49,7 +57,7 @@ class SparkFfn {
   struct Input {
     kernels::TypedView floats;
     kernels::QuantizedRows integers;
-    kernels::TileColumns tiles;      // the same for a dense step
+    kernels::TileColumns tiles;      // the same of rows that MayBeDense
     ActivityProbe* probe = nullptr;  // sees the rows that are read
   };
 
@@ -58,35 +66,47 @@ class SparkFfn {
   SparkFfn(const ModelConfig& config, kernels::DType type, bool tiles, size_t num_threads,
            size_t max_rows);
 
-  /// Statistical top-k (section 3.2) of the worker's share of the first `num_rows` rows of
-  /// `scores` [rows, F].
-  void Select(const Worker& worker, const kernels::MatView& scores, size_t num_rows);
+  /// Statistical top-k (section 3.2) of the worker's share of the rows of `scores` [rows, F].
+  /// `runs` are all rows of the step, in their order.
+  void Select(const Worker& worker, const kernels::MatView& scores, std::span<const RowRun> runs);
   /// The neurons that Select found for a row, rising.
   std::span<const uint32_t> active(size_t row) const {
     return {&active_[row * stride_], num_active_[row]};
   }
 
-  /// The output of the worker's share of the rows, to `out` [rows, SumCols(d)]; ends without a
+  /// The output of the worker's share of all rows, to `out` [rows, SumCols(d)]; ends without a
   /// barrier. `up` [rows, F] is scratch.
-  void Run(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+  void Run(Worker& worker, const LayerWeights& weights, const Input& input,
            const kernels::MatView& up, const kernels::MatView& out);
   /// How steps of many rows are computed where there is a choice: kMeasured takes what was faster
   /// lately. All give the same bits. To be set between steps.
   void SetWay(FfnWay way) { way_ = way; }
-  /// Whether a step of so many rows may compute every neuron, and read Input::tiles.
-  bool MayBeDense(size_t num_rows) const { return !dense_.empty() && num_rows > kFewRows; }
+  /// Whether Run may take a row of a step of `num_rows` to the matrix unit, and read its
+  /// Input::tiles.
+  bool MayBeDense(size_t num_rows, bool prompt) const {
+    return !dense_.empty() && (integer_down_ ? num_rows > kFewRows : prompt);
+  }
   /// For worker 0 after Run: how many neurons some row needed.
   uint32_t union_size(size_t num_rows) const {
     return num_rows == 1 ? num_active_[0] : union_size_.load(std::memory_order_relaxed);
   }
   /// For worker 0 after Run: of how many neurons the weights were read.
   uint32_t num_read(size_t num_rows) const {
-    return MayBeDense(num_rows) && dense_step_ ? static_cast<uint32_t>(config_.intermediate_size)
-                                               : union_size(num_rows);
+    for (const Group& group : groups_) {
+      if (group.dense && !IsGathered(group.rows.end - group.rows.begin)) {
+        return static_cast<uint32_t>(config_.intermediate_size);
+      }
+    }
+    return union_size(num_rows);
   }
 
  private:
-  // A part of a step: which weights and inputs, whose rows, which range of neurons.
+  // Neighbouring rows of a step that are computed in one way.
+  struct Group {
+    IndexRange rows;
+    bool dense;  // on the matrix unit
+  };
+  // A part of a group: which weights and inputs, whose rows, which range of neurons.
   struct Part {
     const LayerWeights& weights;
     const Input& input;
@@ -104,8 +124,9 @@ class SparkFfn {
     QuantizedInput coefficients;   // [rows of a worker, the widest range]
     Matrix sums;                   // [SumCols(d)] of int32, zeros between uses
     std::vector<float> projected;  // [the widest range]
-    Matrix dense_up;               // [kDenseRows, the widest range]
-    Matrix dense_down;             // of int8: kDenseCols columns of a range of down_proj
+    Matrix dense_up;               // [kDenseRows and a pair of tiles, the widest range]
+    Matrix gathered;               // [kGatherRows, d − r] of bf16: rows of up_proj
+    Matrix dense_down;             // bytes: kDenseCols columns of a range of down_proj
     kernels::RowFetcher fetcher;
     double seconds = 0;  // of the last Run of a step that may be dense
   };
@@ -113,17 +134,33 @@ class SparkFfn {
   // Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows
   // or, in a dense step, first the ranges and then the columns.
   static constexpr size_t kFewRows = 32;
+  static constexpr size_t kGatheredRows = 20;
 
+  void ListGroups(std::span<const RowRun> runs);
   bool ChooseDense(size_t num_rows);
-  void RunSparse(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+  void RunSparse(Worker& worker, const LayerWeights& weights, const Input& input, IndexRange rows,
                  const kernels::MatView& up, const kernels::MatView& out);
-  void RunDense(Worker& worker, const LayerWeights& weights, const Input& input, size_t num_rows,
+  void RunDense(Worker& worker, const LayerWeights& weights, const Input& input, IndexRange rows,
                 const kernels::MatView& out);
   void DenseUp(const Worker& worker, const LayerWeights& weights, const Input& input,
-               size_t num_rows, size_t range);
-  kernels::ByteRows DenseCoefficients(size_t range, size_t num_rows);
+               IndexRange rows, size_t range);
+  void Spread(WorkerScratch& scratch, const LayerWeights& weights, size_t row, size_t range,
+              size_t place);
+  void GatheredUp(const Worker& worker, const LayerWeights& weights, const Input& input,
+                  IndexRange rows, size_t range);
+  kernels::MatView MultiplyUp(const Input& input, IndexRange rows, const kernels::TypedView& w,
+                              WorkerScratch& scratch) const;
+  void DenseDown(const Worker& worker, const LayerWeights& weights, const Input& input,
+                 IndexRange cols, const kernels::MatView& out);
+  void ListedDown(const Worker& worker, const LayerWeights& weights, const Input& input,
+                  IndexRange rows, IndexRange cols, const kernels::MatView& out);
+  std::span<const uint32_t> Needed(size_t range) const;
+  // Whether so many rows on tiles read the weights of their active neurons alone.
+  bool IsGathered(size_t num_rows) const { return !integer_down_ && num_rows <= kGatheredRows; }
+  kernels::ByteRows DenseBytes(size_t range, size_t num_rows);
+  kernels::TypedView DenseFloats(size_t range, size_t num_rows) const;
   void ListUnion(size_t range);
-  size_t TakeRange(size_t num_rows);
+  size_t TakeRange();
   // sum(row) = what the part's neurons contribute to each of its rows.
   template <typename SumFn>
   void AddRange(Worker& worker, const Part& part, const SumFn& sum);
@@ -164,18 +201,20 @@ class SparkFfn {
   std::vector<uint8_t> needed_;         // [F]: 1 where a row of the step needs the neuron
   std::vector<uint32_t> union_;         // [F]: those neurons, rising, from each range's place on
   std::vector<uint32_t> union_sizes_;   // [ranges]
+  std::vector<uint8_t> listed_;         // [ranges]: 1 where union_ is that of the step
   std::atomic<uint32_t> union_size_{0};
   Matrix sums_;  // [few rows · ranges, SumCols(d)]
   std::vector<WorkerScratch> scratch_;
   FfnWay way_ = FfnWay::kMeasured;
-  bool dense_step_ = false;  // the step's layer that was selected last
+  size_t num_rows_ = 0;        // of the step
+  std::vector<Group> groups_;  // of the step's layer that was selected last
   // Of steps of many rows, fewer and more than kManyRows: seconds a row of late, sparse and dense;
   // 0 where nothing was measured.
   std::array<std::array<double, 2>, 2> seconds_{};
   double* measured_ = nullptr;  // what the last Run is to be told to
   size_t measured_rows_ = 0;
   uint32_t choices_ = 0;
-  std::vector<Matrix> dense_;        // [ranges], each [R, neurons] of int8; empty: never
+  std::vector<Matrix> dense_;        // [ranges], each [R, neurons] of int8 or bf16; empty: never
   std::vector<float> dense_scales_;  // [ranges, R]
   std::atomic<size_t> next_range_{0};
 };

@@ -112,8 +112,15 @@ Transformer::Transformer(std::shared_ptr<const ModelWeights> weights, ComputeTyp
     predictor_input_ = MakeIntegers(max_rows, config_.ffn_predictor_dim);
     rest_input_ = MakeIntegers(max_rows, d - config_.ffn_predictor_dim);
   }
-  ffn_ = std::make_unique<SparkFfn>(config_, weights_->types[WeightRole::kFfn], tiles_,
+  // Words of tiles are pairs of neighbours.
+  const bool tiles =
+      tiles_ && (compute_ == ComputeType::kInteger || config_.ffn_predictor_dim % 2 == 0);
+  ffn_ = std::make_unique<SparkFfn>(config_, weights_->types[WeightRole::kFfn], tiles,
                                     pool->num_threads(), max_rows);
+  if (compute_ == ComputeType::kBF16 && ffn_->MayBeDense(1, true)) {
+    const size_t rest = d - config_.ffn_predictor_dim;
+    rest_tiles_ = Matrix(1, kernels::TileColumns::Words(max_rows, (rest + 1) / 2), DType::kF32);
+  }
   const auto quantile = [](size_t k, size_t n) {
     return kernels::NormalQuantile(1.0 - static_cast<double>(k) / static_cast<double>(n));
   };
@@ -264,7 +271,7 @@ void Transformer::Multiply(const Worker& worker, DenseInput& input, const Matrix
   if (input.tiles.rows() == 0) {
     return MultiplyFloats(input, {0, rows_.size()}, weight, share, output);
   }
-  for (const Run& run : runs_) {
+  for (const RowRun& run : runs_) {
     if (run.prompt) {
       MultiplyPrompt(input, run.rows, weight, share, output);
     } else {
@@ -475,7 +482,7 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   worker.Barrier();
   EndPhase(worker, Phase::kPredictor);
 
-  ffn_->Select(worker, Writable(gate_, num_rows), num_rows);
+  ffn_->Select(worker, Writable(gate_, num_rows), runs_);
   const IndexRange share = worker.Share(num_rows);
   for (size_t row = share.begin; row < share.end; ++row) {
     const std::span<const uint32_t> active = ffn_->active(row);
@@ -492,8 +499,9 @@ void Transformer::SparseFeedForward(Worker& worker, size_t layer) {
   } else {
     const size_t r = config_.ffn_predictor_dim;
     input.floats = View(normed_, 0, num_rows, r, config_.hidden_size - r);
+    if (rest_tiles_.rows() > 0) input.tiles = RestTiles();
   }
-  ffn_->Run(worker, w, input, num_rows, Writable(up_, num_rows), Writable(projected_, num_rows));
+  ffn_->Run(worker, w, input, Writable(up_, num_rows), Writable(projected_, num_rows));
   if (worker.index() == 0) {
     layer_activity_[layer].ffn_union = ffn_->union_size(num_rows);
     layer_activity_[layer].ffn_read = ffn_->num_read(num_rows);
@@ -609,9 +617,14 @@ void Transformer::NormRow(size_t row, const std::vector<float>& norm, Block next
   if (compute_ == ComputeType::kInteger && config_.spark() && next == Block::kFeedForward) {
     RoundToIntegers(normed, row, rows_.size(), predictor_input_);
     kernels::QuantizeActivations(normed + config_.ffn_predictor_dim, rest_input_.view(), row);
-    if (ffn_->MayBeDense(rows_.size())) rest_input_.Tile(row);
-  } else {
-    RoundRow(normed_, row, rows_.size());
+    if (ffn_->MayBeDense(rows_.size(), rows_[row].prompt)) rest_input_.Tile(row);
+    return;
+  }
+  RoundRow(normed_, row, rows_.size());
+  if (rest_tiles_.rows() > 0 && next == Block::kFeedForward && rows_[row].prompt) {
+    const size_t r = config_.ffn_predictor_dim;
+    kernels::SetTileColumn(normed_.bf16.view().Row<kernels::BF16>(row) + r, config_.hidden_size - r,
+                           row, RestTiles());
   }
 }
 
@@ -646,6 +659,13 @@ Transformer::DenseInput Transformer::MakeInput(size_t rows, size_t cols) const {
 kernels::TileColumns Transformer::Tiles(DenseInput& input) {
   return {static_cast<int32_t*>(input.tiles.MutableRow(0)),
           kernels::TileColumns::Depth((input.bf16.cols() + 1) / 2)};
+}
+
+// The second part of what is of a prompt in normed_, for an FFN that computes it densely.
+kernels::TileColumns Transformer::RestTiles() {
+  const size_t cols = config_.hidden_size - config_.ffn_predictor_dim;
+  return {static_cast<int32_t*>(rest_tiles_.MutableRow(0)),
+          kernels::TileColumns::Depth((cols + 1) / 2)};
 }
 
 QuantizedInput Transformer::MakeIntegers(size_t rows, size_t cols) const {

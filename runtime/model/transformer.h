@@ -126,11 +126,6 @@ class Transformer {
     Matrix tiles;  // one row: bf16 in the order of kernels/amx.h, where prompts need it
     QuantizedInput integer;
   };
-  // Rows of the step that are neighbours and of one kind.
-  struct Run {
-    IndexRange rows;
-    bool prompt;
-  };
   struct WorkerScratch;
   // What reads a normed row next: attention and the head take it whole, a Spark FFN in two parts.
   enum class Block : uint8_t { kAttentionOrHead, kFeedForward };
@@ -178,6 +173,7 @@ class Transformer {
                           size_t cols) const;
   DenseInput MakeInput(size_t rows, size_t cols) const;
   static kernels::TileColumns Tiles(DenseInput& input);
+  kernels::TileColumns RestTiles();
   void RoundRow(DenseInput& input, size_t row, size_t num_rows) const;
   size_t FirstVisible(size_t layer, size_t position) const;
 
@@ -195,7 +191,7 @@ class Transformer {
 
   // The step under way.
   std::vector<Row> rows_;
-  std::vector<Run> runs_;             // of rows_
+  std::vector<RowRun> runs_;          // of rows_
   std::vector<size_t> head_rows_;     // rows that want logits
   std::vector<uint32_t> head_top_k_;  // [head_rows_]
   std::vector<size_t> head_slots_;    // [head_rows_]: rows of head_input_ and logits_, those that
@@ -205,16 +201,17 @@ class Transformer {
   ActivityProbe* probe_ = nullptr;
 
   // Buffers. R = max_rows.
-  Matrix residual_;                      // [R, d]
-  DenseInput normed_;                    // [R, d]
-  QuantizedInput predictor_input_;       // [R, r], Spark with integers: normed[:r]
-  QuantizedInput rest_input_;            // [R, d − r]: normed[r:]
-  Matrix qkv_;                           // [R, (H + 2G)·A]
-  DenseInput attended_;                  // [R, H·A]
-  Matrix projected_;                     // [R, SumCols(d)]: what an attention or FFN block gives
-  Matrix gate_;                          // [R, F]: scores, then (dense) the hidden layer
-  Matrix up_;                            // [R, F]: in a Spark model compacted to the active neurons
-  DenseInput hidden_;                    // [R, F], dense model
+  Matrix residual_;                 // [R, d]
+  DenseInput normed_;               // [R, d]
+  QuantizedInput predictor_input_;  // [R, r], Spark with integers: normed[:r]
+  QuantizedInput rest_input_;       // [R, d − r]: normed[r:]
+  Matrix rest_tiles_;    // bf16, what is of a prompt: one row, in the order of kernels/amx.h
+  Matrix qkv_;           // [R, (H + 2G)·A]
+  DenseInput attended_;  // [R, H·A]
+  Matrix projected_;     // [R, SumCols(d)]: what an attention or FFN block gives
+  Matrix gate_;          // [R, F]: scores, then (dense) the hidden layer
+  Matrix up_;            // [R, F]: in a Spark model compacted to the active neurons
+  DenseInput hidden_;    // [R, F], dense model
   std::unique_ptr<SparkFfn> ffn_;        // null in a dense model
   DenseInput head_input_;                // [max_logit_rows, d]
   Matrix logits_;                        // [max_logit_rows, vocab]
