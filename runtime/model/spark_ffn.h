@@ -126,7 +126,7 @@ class SparkFfn {
     std::vector<float> projected;  // [the widest range]
     Matrix dense_up;               // [kDenseRows and a pair of tiles, the widest range]
     Matrix gathered;               // [kGatherRows, d − r] of bf16: rows of up_proj
-    Matrix dense_down;             // bytes: kDenseCols columns of a range of down_proj
+    Matrix dense_down;             // bytes: some columns of some rows of down_proj
     kernels::RowFetcher fetcher;
     double seconds = 0;  // of the last Run of a step that may be dense
   };
@@ -134,6 +134,7 @@ class SparkFfn {
   // Up to here the workers share the ranges, each with sums of its own; beyond, they share the rows
   // or, in a dense step, first the ranges and then the columns.
   static constexpr size_t kFewRows = 32;
+  // Up to here rows of a prompt in bf16 read the weights of their active neurons alone.
   static constexpr size_t kGatheredRows = 20;
 
   void ListGroups(std::span<const RowRun> runs);
@@ -155,7 +156,6 @@ class SparkFfn {
   void ListedDown(const Worker& worker, const LayerWeights& weights, const Input& input,
                   IndexRange rows, IndexRange cols, const kernels::MatView& out);
   std::span<const uint32_t> Needed(size_t range) const;
-  // Whether so many rows on tiles read the weights of their active neurons alone.
   bool IsGathered(size_t num_rows) const { return !integer_down_ && num_rows <= kGatheredRows; }
   kernels::ByteRows DenseBytes(size_t range, size_t num_rows);
   kernels::TypedView DenseFloats(size_t range, size_t num_rows) const;

@@ -661,7 +661,7 @@ kernels::TileColumns Transformer::Tiles(DenseInput& input) {
           kernels::TileColumns::Depth((input.bf16.cols() + 1) / 2)};
 }
 
-// The second part of what is of a prompt in normed_, for an FFN that computes it densely.
+// The second part of what is of a prompt in normed_, for an FFN on the matrix unit.
 kernels::TileColumns Transformer::RestTiles() {
   const size_t cols = config_.hidden_size - config_.ffn_predictor_dim;
   return {static_cast<int32_t*>(rest_tiles_.MutableRow(0)),

@@ -36,8 +36,9 @@ struct SequenceSlice {
   LogitRows logits = LogitRows::kLast;
   /// How many of the largest logits are enough for each row that wants logits; 0: all of them.
   uint32_t top_k = 0;
-  /// Whether the tokens are of a prompt, rather than generated one by one. With ComputeType::kBF16
-  /// the matrix units multiply what is of a prompt, and their sums have other bits.
+  /// Whether the tokens are of a prompt, rather than generated one by one. The matrix units compute
+  /// attention over a cache of bf16 for what is of a prompt and, with ComputeType::kBF16, all of
+  /// its products; their sums have other bits.
   bool prompt = false;
 };
 
