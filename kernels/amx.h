@@ -100,8 +100,8 @@ void AmxSumColumns(const ByteRows& c, const TypedView& w, size_t col_begin, size
                    bool add, int8_t* scratch, const MatView& out);
 
 /// The same for bf16: c [R, F] and w [F, D] kBF16, in rows that are padded to kAlignment bytes,
-/// those of c with zeros; col_begin and col_end are multiples of kAlignment / 2. Columns have their
-/// own order. Bits depend on a row of c and on w alone; denormals count as zero.
+/// those of c with zeros; col_begin and col_end are multiples of kAlignment / 2. Columns stay in
+/// their order. Bits depend on a row of c and on w alone, which is finite; denormals count as zero.
 void AmxSumColumns(const TypedView& c, const TypedView& w, size_t col_begin, size_t col_end,
                    bool add, int8_t* scratch, const MatView& out);
 

@@ -84,7 +84,7 @@ FIRESTEEL_AMX void Values(const SplitRows& x, const std::byte* tiles, size_t blo
   for (size_t column = 0; column < dims; column += 2 * kTileColumns) {
     ZeroSums();
     for (size_t block = 0; block < blocks; ++block) {
-      const std::byte* const values = tiles + block * ValueTileBytes(dims);
+      const std::byte* const values = tiles + block * BlockTileBytes(dims);
       AddSplitProducts(x, block * kKvBlockTokens, values + column / kTileColumns * kTileBytes);
     }
     StoreSums(out, column);

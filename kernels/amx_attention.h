@@ -26,10 +26,9 @@ struct SplitRows {
   size_t stride = 0;  // elements, a multiple of 32
 };
 
-/// Bytes of a block's keys in the order of tiles, for `dims` dimensions, a multiple of 32; and of
-/// its values.
-constexpr size_t KeyTileBytes(size_t dims) { return kKvBlockTokens * dims * sizeof(BF16); }
-constexpr size_t ValueTileBytes(size_t dims) { return kKvBlockTokens * dims * sizeof(BF16); }
+/// Bytes of a block's keys or values in the order of tiles, for `dims` dimensions, a multiple
+/// of 32.
+constexpr size_t BlockTileBytes(size_t dims) { return kKvBlockTokens * dims * sizeof(BF16); }
 
 /// high + low ≈ x: x [n] rounded to bf16, nearest and ties to even, and what that leaves. Denormals
 /// become zero. Requires AmxAvailable(), as all that follows.
@@ -44,13 +43,13 @@ void TileRestOfKeys(const AttentionShape& shape, const std::byte* block, std::by
 void TileValues(const AttentionShape& shape, const std::byte* block, size_t slots, std::byte* out);
 
 /// out[q, p] = Σ_j x[q, j] · key[p, j] for all queries and the positions p of `blocks` blocks, in
-/// f32. `tiles` [blocks, KeyTileBytes(dims)]. Denormals count as zero. What a query gets does not
+/// f32. `tiles` [blocks, BlockTileBytes(dims)]. Denormals count as zero. What a query gets does not
 /// depend on the others, nor a position's product on the others.
 void AmxDots(const SplitRows& x, const std::byte* tiles, size_t blocks, size_t dims,
              const MatView& out);
 
 /// out[q, c] = Σ_p x[q, p] · value[p, c] for all queries, in f32, p rising through `blocks` blocks.
-/// `tiles` [blocks, ValueTileBytes(dims)]. Blocks for which a query's factors are zero leave its
+/// `tiles` [blocks, BlockTileBytes(dims)]. Blocks for which a query's factors are zero leave its
 /// sums as they are, to the bit.
 void AmxValues(const SplitRows& x, const std::byte* tiles, size_t blocks, size_t dims,
                const MatView& out);

@@ -107,9 +107,9 @@ struct PromptScratch {
         score_stride(blocks * kKvBlockTokens + kApart),
         tiled_stride(tiled_blocks * kKvBlockTokens),
         at_(scratch) {
-    predictor_keys = Take<std::byte>(blocks * KeyTileBytes(shape.predictor_dim));
-    rest_of_keys = Take<std::byte>(tiled_blocks * KeyTileBytes(rest_dims));
-    values = Take<std::byte>(tiled_blocks * ValueTileBytes(shape.head_dim));
+    predictor_keys = Take<std::byte>(blocks * BlockTileBytes(shape.predictor_dim));
+    rest_of_keys = Take<std::byte>(tiled_blocks * BlockTileBytes(rest_dims));
+    values = Take<std::byte>(tiled_blocks * BlockTileBytes(shape.head_dim));
     queries = Split(shape.head_dim);
     scores = {Take<float>(kTileQueries * score_stride), kTileQueries, score_stride, score_stride};
     const size_t gate_stride = tiled_stride + kApart;
@@ -564,7 +564,7 @@ void AttendGroup(const AttentionShape& shape, size_t heads, const PromptRows& ro
     }
   }
   AmxDots(parts.queries,
-          parts.predictor_keys + (block - first_block) * KeyTileBytes(shape.predictor_dim),
+          parts.predictor_keys + (block - first_block) * BlockTileBytes(shape.predictor_dim),
           blocks_to(end), shape.predictor_dim, parts.scores);
   const size_t own_tiled_end = std::clamp(tiled_end, begin, end);
   const size_t tiled_blocks = own_tiled_end > begin ? blocks_to(own_tiled_end) : 0;
@@ -573,7 +573,7 @@ void AttendGroup(const AttentionShape& shape, size_t heads, const PromptRows& ro
       SplitRows rest = parts.queries;
       rest.high += shape.predictor_dim;
       rest.low += shape.predictor_dim;
-      AmxDots(rest, parts.rest_of_keys + (block - first_block) * KeyTileBytes(parts.rest_dims),
+      AmxDots(rest, parts.rest_of_keys + (block - first_block) * BlockTileBytes(parts.rest_dims),
               tiled_blocks, parts.rest_dims, parts.gates);
     }
     for (size_t q = 0; q < kTileQueries; ++q) {
@@ -610,7 +610,7 @@ void AttendGroup(const AttentionShape& shape, size_t heads, const PromptRows& ro
     }
   }
   if (tiled_blocks == 0) return;
-  AmxValues(parts.weights, parts.values + (block - first_block) * ValueTileBytes(dim), tiled_blocks,
+  AmxValues(parts.weights, parts.values + (block - first_block) * BlockTileBytes(dim), tiled_blocks,
             dim, parts.sums);
   for (size_t i = begin; i < own_tiled_end; ++i) {
     for (size_t h = 0; h < heads; ++h) {
@@ -635,13 +635,13 @@ void AttendPromptImpl(const AttentionShape& shape, size_t heads, const PromptRow
   for (size_t block = first_block; block * kKvBlockTokens < end; ++block) {
     const std::byte* const from = blocks[block] + offset;
     const size_t to = block - first_block;
-    TilePredictorKeys(shape, from, parts.predictor_keys + to * KeyTileBytes(shape.predictor_dim));
+    TilePredictorKeys(shape, from, parts.predictor_keys + to * BlockTileBytes(shape.predictor_dim));
     if (block * kKvBlockTokens >= rows.first + tiled_end || tiled_end == 0) continue;
     if (shape.spark()) {
-      TileRestOfKeys(shape, from, parts.rest_of_keys + to * KeyTileBytes(parts.rest_dims));
+      TileRestOfKeys(shape, from, parts.rest_of_keys + to * BlockTileBytes(parts.rest_dims));
     }
     TileValues(shape, from, end - block * kKvBlockTokens,
-               parts.values + to * ValueTileBytes(shape.head_dim));
+               parts.values + to * BlockTileBytes(shape.head_dim));
   }
   const size_t step = kTileQueries / heads;
   for (size_t i = 0; i < rows.count; i += step) {
