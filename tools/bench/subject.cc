@@ -138,7 +138,9 @@ Sample Subject::Decode(size_t batch, size_t context, size_t tokens) {
     if (c.filled < context) FillCache(c.lease.blocks(), context, nullptr);
     c.filled = std::max(c.filled, context + tokens);
   }
-  std::vector<int32_t> last(batch, text_[context - 1]);
+  // They go on from one text, but for its last token: greedy ones would stay the same.
+  std::vector<int32_t> last(batch);
+  for (size_t i = 0; i < batch; ++i) last[i] = text_[context - 1 - i % context];
   std::vector<SequenceSlice> slices(batch);
   Sample sum;
   const auto before = transformer_.phase_seconds();
