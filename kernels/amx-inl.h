@@ -23,8 +23,11 @@
 #if FIRESTEEL_HAVE_AMX
 namespace firesteel::kernels {
 
-/// Words of a whole tile.
+/// Rows of a tile.
+inline constexpr size_t kTileRows = 16;
+/// Words and bytes of a whole tile.
 inline constexpr size_t kTileWordsTotal = kTileWords * kTileColumns;
+inline constexpr size_t kTileBytes = kTileWordsTotal * sizeof(int32_t);
 
 /// The operand of ldtilecfg: eight tiles of up to 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -34,6 +37,28 @@ struct alignas(64) TileConfig {
   uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+
+/// The four tiles that sums are collected in.
+FIRESTEEL_AMX inline void ZeroSums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+/// Interleaves 32 columns of two rows of bf16: pairs of the first 16 columns to `out`, those of the
+/// others to the same row of the next tile.
+FIRESTEEL_AMX inline void StorePairs(__m512i even, __m512i odd, void* out) {
+  const __m512i upper = _mm512_set1_epi32(16 << 16 | 16);
+  const __m512i columns = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  // A word's lower half is an element of the first row, its upper half that of the second one.
+  const __m512i first = _mm512_or_si512(
+      columns, _mm512_slli_epi32(_mm512_add_epi32(columns, _mm512_set1_epi32(32)), 16));
+  const __m512i second = _mm512_add_epi16(first, upper);
+  auto* const to = static_cast<uint8_t*>(out);
+  _mm512_store_si512(to, _mm512_permutex2var_epi16(even, first, odd));
+  _mm512_store_si512(to + kTileBytes, _mm512_permutex2var_epi16(even, second, odd));
+}
 
 /// out[c][r] = in[r][c].
 FIRESTEEL_AMX inline void Transpose(const __m512i (&in)[16], __m512i (&out)[16]) {

@@ -59,8 +59,6 @@ namespace {
 
 // From so many tokens on, weights are multiplied panel by panel.
 constexpr size_t kManyTokens = 24;
-// Rows of a tile of weights.
-constexpr size_t kTileRows = 16;
 
 bool CpuAndSystemAllow() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -212,13 +210,6 @@ TileConfig ConfigOf(size_t num_rows) {
   config.rows[0] = config.rows[1] = config.rows[4] = upper;
   config.rows[2] = config.rows[3] = config.rows[5] = lower;
   return config;
-}
-
-FIRESTEEL_AMX inline void ZeroSums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
 }
 
 FIRESTEEL_AMX inline void StoreSums(Sums (&sums)[4]) {
@@ -552,13 +543,8 @@ FIRESTEEL_AMX void SumColumns(const ByteRows& c, const TypedView& w, size_t col_
 FIRESTEEL_AMX void InterleavePairs(const TypedView& w, size_t col_begin, size_t col_end,
                                    int8_t* scratch) {
   constexpr size_t kAheadRows = 8;
-  constexpr size_t kTileBytes = kTileWordsTotal * sizeof(int32_t);
   const size_t depth = (w.rows + 31) / 32;
   const size_t row_bytes = BytesOf(w.dtype, w.stride);
-  alignas(64) uint16_t places[32];  // of the first 16 columns
-  for (size_t i = 0; i < 32; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
-  const __m512i first = _mm512_load_si512(places);
-  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
   for (size_t pair = 0; pair < 16 * depth; ++pair) {
     const uint8_t* const row0 = w.RowBytes(std::min(2 * pair, w.rows - 1));
     const uint8_t* const row1 = w.RowBytes(std::min(2 * pair + 1, w.rows - 1));
@@ -569,9 +555,7 @@ FIRESTEEL_AMX void InterleavePairs(const TypedView& w, size_t col_begin, size_t 
         _mm_prefetch(reinterpret_cast<const char*>(row + at + kAheadRows * row_bytes), _MM_HINT_T1);
         return _mm512_loadu_si512(row + at);
       };
-      const __m512i even = load(row0), odd = load(row1);
-      _mm512_store_si512(out, _mm512_permutex2var_epi16(even, first, odd));
-      _mm512_store_si512(out + kTileBytes, _mm512_permutex2var_epi16(even, second, odd));
+      StorePairs(load(row0), load(row1), out);
       out += depth * 2 * kTileBytes;
     }
   }
@@ -582,7 +566,6 @@ FIRESTEEL_AMX void InterleavePairs(const TypedView& w, size_t col_begin, size_t 
 template <bool kLower>
 FIRESTEEL_AMX void SumTile(const uint8_t* c, size_t c_stride, const int8_t* w, size_t depth,
                            bool add, float* out, size_t out_stride) {
-  constexpr size_t kTileBytes = kTileWordsTotal * sizeof(int32_t);
   const size_t stride = out_stride * sizeof(float);
   float* const lower = out + kTileRows * out_stride;
   ZeroSums();
@@ -622,7 +605,7 @@ FIRESTEEL_AMX void SumPairs(const TypedView& c, const TypedView& w, size_t col_b
   size_t configured = 0;
   TileConfig config;
   for (size_t col = col_begin; col < col_end; col += 32) {
-    const int8_t* const panel = scratch + (col - col_begin) / 32 * depth * 2 * 1024;
+    const int8_t* const panel = scratch + (col - col_begin) / 32 * depth * 2 * kTileBytes;
     for (size_t first = 0; first < c.rows; first += kAmxSumRows) {
       const size_t tokens = std::min(kAmxSumRows, c.rows - first);
       if (tokens != configured) {

@@ -8,8 +8,6 @@ namespace firesteel::kernels {
 #if FIRESTEEL_HAVE_AMX
 namespace {
 
-constexpr size_t kTileBytes = kTileWordsTotal * sizeof(int32_t);
-constexpr size_t kTileRows = 16;
 constexpr size_t kTileDims = 2 * kTileWords;
 static_assert(kKvBlockTokens == 2 * kTileColumns && kTileQueries == 2 * kTileRows);
 
@@ -45,13 +43,6 @@ FIRESTEEL_AMX inline void AddSplitProducts(const SplitRows& x, size_t column,
   _tile_loadd(7, tiles + kTileBytes, 64);
   AddProducts(x.high + column, x.stride);
   AddProducts(x.low + column, x.stride);
-}
-
-FIRESTEEL_AMX inline void ZeroSums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
 }
 
 FIRESTEEL_AMX inline void StoreSums(const MatView& out, size_t column) {
@@ -132,10 +123,6 @@ FIRESTEEL_AMX void TileValueRows(const AttentionShape& shape, const std::byte* b
                                  std::byte* out) {
   const size_t dims = shape.head_dim;
   const std::byte* const values = block + kKvBlockTokens * dims * sizeof(BF16);
-  alignas(64) uint16_t places[32];  // of the first 16 columns
-  for (size_t i = 0; i < 32; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
-  const __m512i first = _mm512_load_si512(places);
-  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
   for (size_t pair = 0; pair < kTileWords; ++pair) {
     const std::byte* const row = values + 2 * pair * dims * sizeof(BF16);
     for (size_t dim = 0; dim < dims; dim += kTileDims) {
@@ -143,10 +130,8 @@ FIRESTEEL_AMX void TileValueRows(const AttentionShape& shape, const std::byte* b
         return slot < slots ? _mm512_loadu_si512(row + ((slot & 1) * dims + dim) * sizeof(BF16))
                             : _mm512_setzero_si512();
       };
-      const __m512i even = load(2 * pair), odd = load(2 * pair + 1);
-      std::byte* const to = out + dim / kTileColumns * kTileBytes + pair * 64;
-      _mm512_store_si512(to, _mm512_permutex2var_epi16(even, first, odd));
-      _mm512_store_si512(to + kTileBytes, _mm512_permutex2var_epi16(even, second, odd));
+      StorePairs(load(2 * pair), load(2 * pair + 1),
+                 out + dim / kTileColumns * kTileBytes + pair * 64);
     }
   }
 }

@@ -40,8 +40,9 @@ inline double StatisticalThresholdImpl(const float* scores, size_t n, double qua
   const auto load = [&](size_t i) HWY_ATTR { return hn::PromoteTo(dd, hn::LoadU(df, scores + i)); };
   size_t i = 0;
   for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    hwy::Prefetch(scores + i + 1024);
-    hwy::Prefetch(scores + i + 1024 + 16);
+    // Of a prompt they come from another core's cache, more slowly than they are added.
+    constexpr size_t kAhead = 1024, kLine = 16;
+    for (size_t at = 0; at < 4 * lanes; at += kLine) hwy::Prefetch(scores + i + kAhead + at);
     AddMoments(load(i), origin, s0, q0);
     AddMoments(load(i + lanes), origin, s1, q1);
     AddMoments(load(i + 2 * lanes), origin, s2, q2);
